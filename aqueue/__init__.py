@@ -1,0 +1,65 @@
+"""aqueue: an asyncio-native task queue that speaks Celery's wire protocol."""
+
+from aqueue.app import AQueue
+from aqueue.async_result import AsyncResult
+from aqueue.context import Context, current
+from aqueue.errors import (
+    AQueueError,
+    BadMessage,
+    BrokerUnavailable,
+    ConfigurationError,
+    EncodeError,
+    EnqueueFailed,
+    EnqueueUnknown,
+    Ignore,
+    InvalidArguments,
+    MessageTooLarge,
+    Reject,
+    ResultError,
+    ResultIgnored,
+    ResultTimeout,
+    ResultUnknown,
+    StoreUnavailable,
+    TaskFailed,
+    TaskRevoked,
+)
+from aqueue.options import Options
+from aqueue.retry import Retry
+from aqueue.serialization import Limits
+from aqueue.settings import Settings
+from aqueue.task import AsyncTask, Signature, SyncTask, Task
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AQueue",
+    "AQueueError",
+    "AsyncResult",
+    "AsyncTask",
+    "BadMessage",
+    "BrokerUnavailable",
+    "ConfigurationError",
+    "Context",
+    "EncodeError",
+    "EnqueueFailed",
+    "EnqueueUnknown",
+    "Ignore",
+    "InvalidArguments",
+    "Limits",
+    "MessageTooLarge",
+    "Options",
+    "Reject",
+    "ResultError",
+    "ResultIgnored",
+    "ResultTimeout",
+    "ResultUnknown",
+    "Retry",
+    "Settings",
+    "Signature",
+    "StoreUnavailable",
+    "SyncTask",
+    "Task",
+    "TaskFailed",
+    "TaskRevoked",
+    "current",
+]

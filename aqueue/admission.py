@@ -1,0 +1,69 @@
+"""From a delivery to a task that may run, or to the outcome that says why not."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from aqueue.broker import Delivery
+from aqueue.errors import BadMessage
+from aqueue.failures import NotRegistered, WorkerLostError
+from aqueue.outcome import Dead, GiveBack, Outcome, PutOff, Revoked
+from aqueue.protocol import MAX_ID_LENGTH, Message, Request, Unreadable, decode
+from aqueue.saferepr import printable
+from aqueue.serialization import Serializer
+from aqueue.settings import Settings
+from aqueue.task import Task
+
+#: Header by which a message remembers since when (unix time) no worker knew its task.
+UNKNOWN_SINCE: Final = "aqueue_unknown_since"
+#: Seconds between two looks for a worker that knows a task: as long as it waited already, within these.
+_SHORTEST_LOOK: Final = 5.0
+_LONGEST_LOOK: Final = 300.0
+
+
+def understand(delivery: Delivery, serializer: Serializer) -> Request | Dead:
+    """Decode; bytes that nobody can read are dead, and nothing else is disturbed by them."""
+    message = delivery.message
+    if isinstance(message, Unreadable):
+        return Dead(message.error.reason, message.error.detail)
+    try:
+        return decode(message, serializer)
+    except BadMessage as error:
+        return Dead(error.reason, error.detail, error)
+
+
+def admit(
+    delivery: Delivery, request: Request, tasks: Mapping[str, Task[..., Any]], settings: Settings, now: float
+) -> Task[..., Any] | Outcome:
+    """The task to run, or why it is not run now. ``now`` is the broker's clock as unix time."""
+    if delivery.deliveries > settings.max_deliveries:
+        lost = f"its worker was lost {delivery.deliveries - 1} times while it held the task"
+        return Dead("delivery_limit", lost, WorkerLostError(lost))
+    if request.expires is not None and request.expires.timestamp() <= now:
+        return Revoked("expired")
+    if request.eta is not None and request.eta.timestamp() > now:
+        return GiveBack(delay=request.eta.timestamp() - now)
+    embed = request.embed
+    if embed.callbacks or embed.errbacks or embed.chain or embed.chord:
+        return Dead("unsupported_canvas", "callbacks, chains and chords are not carried out by this version")
+    task = tasks.get(request.task)
+    return task if task is not None else _unknown(request, settings, now)
+
+
+def _unknown(request: Request, settings: Settings, now: float) -> Outcome:
+    """Another worker may know the task, or this one may after the next deploy: wait, then give up."""
+    since = request.message.headers.get(UNKNOWN_SINCE)
+    since = since if isinstance(since, int | float) and since <= now else now
+    waited = now - since
+    if waited >= settings.unknown_grace:
+        text = f"no worker knew the task {printable(request.task)!r} for {waited:.0f} s"
+        return Dead("unknown_task", text, NotRegistered(request.task))
+    delay = min(max(waited, _SHORTEST_LOOK), _LONGEST_LOOK, settings.unknown_grace - waited)
+    return PutOff(delay, {UNKNOWN_SINCE: since})
+
+
+def task_id_of(message: Message | Unreadable) -> str | None:
+    """The id that a message which can't be read claims to have, if it is fit to store a result under."""
+    if isinstance(message, Unreadable):
+        return None
+    found = message.headers.get("id")
+    return found if isinstance(found, str) and 0 < len(found) <= MAX_ID_LENGTH and found.isprintable() else None

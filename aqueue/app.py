@@ -1,0 +1,257 @@
+"""`AQueue`: the registry of tasks, their wiring, and sending. It never runs a task."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar, Unpack, cast, overload
+from weakref import WeakKeyDictionary
+
+from aqueue.async_result import AsyncResult
+from aqueue.broker import BrokerFactory
+from aqueue.context import Context
+from aqueue.decorator import BoundTaskDecorator, TaskDecorator, kind_of, takes_context
+from aqueue.errors import ConfigurationError
+from aqueue.options import Options, check
+from aqueue.outcome import Gate, Middleware, Observer
+from aqueue.results import StoreFactory
+from aqueue.retry import Retry
+from aqueue.sending import Producer, Routes
+from aqueue.serialization import Serializer
+from aqueue.servers import Servers
+from aqueue.settings import Settings
+from aqueue.sync_bridge import SyncBridge
+from aqueue.task import AsyncTask, Definition, Signature, SyncTask, Task
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Lifespan = Callable[["AQueue"], AbstractAsyncContextManager[Mapping[str, Any] | None]]
+
+
+class AQueue:
+    """An app: tasks, a broker to send them through, a store for their results.
+
+    ``broker`` and ``backend`` are URLs, or factories. Without a broker, ``AQUEUE_BROKER_URL`` is used, else a
+    SQLite file in the working directory; without a backend, ``AQUEUE_RESULT_BACKEND``, else the broker's own
+    server. Declaring tasks connects to nothing; connections are opened by the first use, one set for each
+    event loop, and closed by ``async with app``.
+    """
+
+    def __init__(
+        self,
+        name: str = "aqueue",
+        *,
+        broker: str | BrokerFactory | None = None,
+        backend: str | StoreFactory | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        self.name = name
+        self.settings = settings or Settings()
+        self.tasks: dict[str, Task[..., Any]] = {}
+        self.middleware: list[Middleware] = []
+        self.gates: list[Gate] = []
+        self.observers: list[Observer] = []
+        self.lifespans: list[Lifespan] = []
+        self.serializer = Serializer(self.settings.accept_content, self.settings.limits, self.settings.signer)
+        self.servers = Servers(broker, backend, self.settings)
+        self._routes = Routes(self.settings)
+        self._producers: WeakKeyDictionary[asyncio.AbstractEventLoop, Producer] = WeakKeyDictionary()
+        self._bridge = SyncBridge()
+
+    # --- declaring ---
+
+    @overload
+    def task(self, function: Callable[Concatenate[Context, P], Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...  # type: ignore[overload-overlap]
+    @overload
+    def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...  # type: ignore[overload-overlap]
+    @overload
+    def task(self, function: Callable[Concatenate[Context, P], R], /) -> SyncTask[P, R]: ...
+    @overload
+    def task(self, function: Callable[P, R], /) -> SyncTask[P, R]: ...
+    @overload
+    def task(
+        self,
+        function: None = None,
+        /,
+        *,
+        bind: Literal[True],
+        name: str | None = ...,
+        retry: Retry | None = ...,
+        **options: Unpack[Options],
+    ) -> BoundTaskDecorator: ...
+    @overload
+    def task(
+        self,
+        function: None = None,
+        /,
+        *,
+        bind: Literal[False] = ...,
+        name: str | None = ...,
+        retry: Retry | None = ...,
+        **options: Unpack[Options],
+    ) -> TaskDecorator: ...
+    def task(
+        self,
+        function: Callable[..., Any] | None = None,
+        /,
+        *,
+        name: str | None = None,
+        bind: bool = False,
+        retry: Retry | None = None,
+        **options: Any,
+    ) -> Any:
+        """Make a function a task. ``async def`` runs on the worker's loop, a plain ``def`` in a thread.
+
+        ``name`` defaults to ``module.function``. ``retry`` says whether and when it runs again, ``bind`` passes
+        Celery's ``self``. The other options are defaults for every call, see `Options`. Raises
+        ConfigurationError for what can't be a task.
+        """
+        defaults = check(cast(Options, options))
+
+        def register(function: Callable[..., Any]) -> Task[..., Any]:
+            return self._register(function, name, bind, retry, defaults)
+
+        return register if function is None else register(function)
+
+    def _register(
+        self,
+        function: Callable[..., Any],
+        name: str | None,
+        bind: bool,
+        retry: Retry | None,
+        options: Options,
+    ) -> Task[..., Any]:
+        name = name or self._name_of(function)
+        # The worker's own limit may change while messages wait; only a call's own travels with its message.
+        timeout = options.get("timeout")
+        options = cast(Options, {key: value for key, value in options.items() if key != "timeout"})
+        definition = Definition(
+            name=name,
+            kind=kind_of(function, name),
+            options=options,
+            retry=retry,
+            timeout=timeout,
+            bind=bind,
+            takes_context=not bind and takes_context(function),
+        )
+        known = self.tasks.get(name)
+        if known is not None and not _same_source(known.function, function):
+            raise ConfigurationError(
+                f"two tasks are named {name!r}: {_where(known.function)} and {_where(function)}; give one a name="
+            )
+        kind = AsyncTask[..., Any] if definition.kind == "coroutine" else SyncTask[..., Any]
+        made = kind(self, function, definition)
+        self.tasks[name] = made
+        return made
+
+    def _name_of(self, function: Callable[..., Any]) -> str:
+        """Celery's rule; in ``__main__`` the app's name stands for the module's."""
+        module = getattr(function, "__module__", None) or self.name
+        return f"{self.name if module == '__main__' else module}.{getattr(function, '__name__', function)}"
+
+    def queues(self) -> list[str]:
+        """Every queue that the app names: its default, its routes', its tasks'."""
+        default = self.settings.default_queue
+        routed = [self._routes(name).get("queue", default) for name in self.tasks]
+        named = [task.definition.options.get("queue", default) for task in self.tasks.values()]
+        return list(dict.fromkeys((default, *routed, *named)))
+
+    def add_middleware(self, middleware: Middleware) -> Middleware:
+        """Wrap every run; the first added is outermost. Works as a decorator."""
+        self.middleware.append(middleware)
+        return middleware
+
+    def add_gate(self, gate: Gate) -> Gate:
+        """Ask before every run. Works as a decorator."""
+        self.gates.append(gate)
+        return gate
+
+    def add_observer(self, observer: Observer) -> Observer:
+        """Be told of every run. Works as a decorator."""
+        self.observers.append(observer)
+        return observer
+
+    def lifespan(self, hook: Lifespan) -> Lifespan:
+        """Enter an async context manager when a worker starts and leave it when it stops.
+
+        What it yields, a mapping, is seen by tasks as ``Context.state``. Works as a decorator.
+        """
+        self.lifespans.append(hook)
+        return hook
+
+    # --- sending ---
+
+    async def send(self, signature: Signature[R]) -> AsyncResult[R]:
+        """Send one call made with ``task.s(...)``."""
+        return (await self.producer().send([signature]))[0]
+
+    async def send_many(self, signatures: Iterable[Signature[R]]) -> list[AsyncResult[R]]:
+        """Send calls in as few round trips as their number allows; all are stored, or an error says which not.
+
+        Raises EnqueueFailed whose ``refused`` maps positions to reasons when only some were refused.
+        """
+        return await self.producer().send(list(signatures))
+
+    async def send_task(
+        self,
+        name: str,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        **options: Unpack[Options],
+    ) -> AsyncResult[Any]:
+        """Send a task that is known by name only, such as one of another program."""
+        return await self.send(Signature(name, args, kwargs or {}, check(options)))
+
+    def send_sync(self, signature: Signature[R]) -> AsyncResult[R]:
+        """`send` for code without an event loop. Raises RuntimeError inside a running one."""
+        return self._bridge.run(self.send(signature))
+
+    def result(self, task_id: str, *, known: bool = False) -> AsyncResult[Any]:
+        """The result of a task sent earlier, here or elsewhere.
+
+        With ``known`` an id that the store has never heard of is waited for, as for a task that a Celery
+        client has sent and no worker has started.
+        """
+        return AsyncResult(task_id, lambda: self.producer().store, known=known)
+
+    # --- connections ---
+
+    def producer(self) -> Producer:
+        """The connections of the running event loop, made by the first call."""
+        loop = asyncio.get_running_loop()
+        producer = self._producers.get(loop)
+        if producer is None:
+            producer = Producer(
+                self.settings, self._routes, self.serializer, self.servers.broker(), self.servers.store()
+            )
+            self._producers[loop] = producer
+        return producer
+
+    async def __aenter__(self) -> Self:
+        self.producer()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close this event loop's connections; the next send opens new ones."""
+        producer = self._producers.pop(asyncio.get_running_loop(), None)
+        if producer is not None:
+            await producer.close()
+
+    def __repr__(self) -> str:
+        return f"<AQueue {self.name} {self.servers.broker_name}>"
+
+
+def _where(function: Callable[..., Any]) -> str:
+    code = getattr(function, "__code__", None)
+    return repr(function) if code is None else f"{code.co_filename}:{code.co_firstlineno}"
+
+
+def _same_source(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
+    """Whether two functions are one, imported twice (as ``__main__`` and by its name, or reloaded)."""
+    return _where(one) == _where(other)

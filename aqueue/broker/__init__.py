@@ -1,0 +1,254 @@
+"""What aqueue asks of a broker: four verbs, each on a batch, and five promises.
+
+A broker carries messages. It never reads an argument, a task name or a retry count; bytes that are no
+message come out of `Broker.fetch` as `Unreadable`, and the worker decides their end.
+
+The promises, tested by one suite that every broker runs (``tests/conformance/``):
+
+1. `publish` returns when the server holds the messages, or raises. It never says yes to what was lost.
+2. A fetched delivery is nobody else's until it is settled or its lease ends; fetch and lease are one step.
+3. When a lease ends the message comes back with `Delivery.deliveries` one higher, counted by the server.
+4. `settle` is atomic for each delivery, or errs to a duplicate, never to a loss.
+5. Settling what is no longer ours does nothing, and is reported.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from importlib import import_module
+from types import TracebackType
+from typing import Any, Final, Protocol, Self
+
+import msgspec
+
+from aqueue.errors import ConfigurationError
+from aqueue.protocol import Message, Record, Unreadable
+from aqueue.serialization import Limits
+from aqueue.url import Url
+
+
+class Delivery(msgspec.Struct, frozen=True):
+    """A message in our hands.
+
+    ``receipt`` names this claim of it, and no other: the fencing token. ``deliveries`` is 1 for the first
+    delivery; it grows only when a holder lost its lease, not when it gave the message back.
+    """
+
+    message: Message | Unreadable
+    receipt: str
+    deliveries: int = 1
+
+
+class Ack(msgspec.Struct, frozen=True):
+    """Done. ``publish`` leaves in the same step, where the server can do that; so does ``record``."""
+
+    publish: Sequence[Message] = ()
+    record: Record | None = None
+
+
+class Release(msgspec.Struct, frozen=True):
+    """Give the very same bytes back, uncounted.
+
+    At once they go to the front, or behind everything with ``last``; with ``delay`` (seconds) they are
+    parked first.
+    """
+
+    delay: float = 0.0
+    last: bool = False
+
+
+class Bury(msgspec.Struct, frozen=True):
+    """Put the message among the dead letters, its bytes untouched.
+
+    ``reason`` is a short stable code, ``detail`` a sentence for people.
+    """
+
+    reason: str
+    detail: str = ""
+    record: Record | None = None
+
+
+Verdict = Ack | Release | Bury
+
+
+def settling_order(verdicts: "Sequence[tuple[Delivery, Verdict]]") -> "list[tuple[Delivery, Verdict]]":
+    """The order to carry verdicts out: what is released goes to the front one by one, so the last goes first."""
+    released = [pair for pair in reversed(verdicts) if isinstance(pair[1], Release)]
+    return released + [pair for pair in verdicts if not isinstance(pair[1], Release)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerOptions:
+    """What an app tells its broker, whatever the broker is."""
+
+    #: Seconds a claim lasts without being extended; the same for every worker of a queue.
+    lease: float = 30.0
+    #: Seconds any command may take, connecting included.
+    timeout: float = 5.0
+    limits: Limits = field(default_factory=Limits)
+    #: Queues (globs) whose future messages are sent with their ETA at once, for Celery workers to hold.
+    eta_queues: Sequence[str] = ()
+
+
+class Broker(Protocol):
+    """One broker, seen from one event loop."""
+
+    #: Seconds; see `BrokerOptions.lease`.
+    lease: float
+    #: Who claims, shown to people: ``worker@host``.
+    holder: str
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+    async def publish(self, messages: Sequence[Message]) -> None:
+        """Store all messages.
+
+        Raises EnqueueFailed, which says whether it is about all or some of them, or EnqueueUnknown.
+        """
+        ...
+
+    async def fetch(self, queues: Sequence[str], limit: int, wait: float) -> Sequence[Delivery]:
+        """Claim up to ``limit`` messages, waiting up to ``wait`` seconds for the first.
+
+        The most urgent come first, within a level the oldest. May be cancelled at any time: what it had
+        claimed by then goes back uncounted. Raises BrokerUnavailable.
+        """
+        ...
+
+    def extend(self, deliveries: Collection[Delivery]) -> Sequence[Delivery]:
+        """Renew leases; returns those that are no longer ours.
+
+        Blocking, for use in a thread of its own: it keeps its own connection, so that a busy event loop
+        can't stop it. Raises BrokerUnavailable.
+        """
+        ...
+
+    async def settle(self, verdicts: Sequence[tuple[Delivery, Verdict]]) -> Sequence[Delivery]:
+        """Carry out verdicts; returns the deliveries that were no longer ours. Raises BrokerUnavailable."""
+        ...
+
+    def now(self) -> float:
+        """The broker's clock, as unix time; it alone decides what is due and what has expired."""
+        ...
+
+    def keeps(self, place: object) -> bool:
+        """Whether records of the result store at this place may travel with messages and verdicts.
+
+        ``place`` is `aqueue.results.ResultStore.place`.
+        """
+        ...
+
+    @property
+    def inspection(self) -> "Inspection":
+        """What only people need."""
+        ...
+
+
+# --- for people --------------------------------------------------------------------------------------
+
+
+class QueueDepth(msgspec.Struct, frozen=True):
+    """How many messages of a queue are in which place."""
+
+    queue: str
+    #: Waiting to be claimed.
+    ready: int
+    #: In the hands of a worker.
+    leased: int
+    #: Waiting for their time.
+    parked: int
+    dead: int
+
+
+class DeadLetter(msgspec.Struct, frozen=True):
+    """A message nobody could or wanted to run, kept until a person decides."""
+
+    id: str
+    reason: str
+    detail: str
+    died: datetime
+    deliveries: int
+    #: The worker that buried it.
+    worker: str
+    message: Message | Unreadable
+
+    @property
+    def raw(self) -> bytes:
+        """The bytes as they came: the whole element where it was unreadable, else the body."""
+        return self.message.raw if isinstance(self.message, Unreadable) else self.message.body
+
+
+class Recovered(msgspec.Struct, frozen=True):
+    """What `Inspection.recover` gave back to the queues."""
+
+    #: From workers of ours that are gone.
+    leased: int = 0
+    #: Waiting for their time; Celery workers hold them from now on.
+    parked: int = 0
+    #: From Celery workers that are gone.
+    unacked: int = 0
+    #: Left alone because they could not be read, or their holder may still live.
+    left: int = 0
+
+
+class Inspection(Protocol):
+    """Looking into a broker and putting things right; for the command line, never for a worker."""
+
+    async def queues(self) -> Sequence[QueueDepth]:
+        """Every queue that holds anything, by name."""
+        ...
+
+    async def peek(self, queue: str, limit: int) -> Sequence[Message | Unreadable]:
+        """The next messages of a queue, without claiming them."""
+        ...
+
+    async def purge(self, queue: str) -> int:
+        """Delete what is ready or parked in a queue; returns how many. What is leased stays."""
+        ...
+
+    async def dead(self, queue: str | None = None, limit: int = 100) -> Sequence[DeadLetter]:
+        """Dead letters, the newest first."""
+        ...
+
+    async def find_dead(self, id: str) -> DeadLetter | None: ...
+
+    async def retry_dead(self, ids: Sequence[str]) -> int:
+        """Put dead letters back at the end of their queues, with a fresh delivery count."""
+        ...
+
+    async def drop_dead(self, ids: Sequence[str]) -> int: ...
+
+    async def recover(self, *, older_than: float, celery: bool, parked: bool) -> Recovered:
+        """Give back what workers that are gone for good have left.
+
+        Messages of ours whose lease has ended; with ``parked`` also those waiting for their time, with
+        ``celery`` what Celery workers fetched more than ``older_than`` seconds ago.
+        """
+        ...
+
+
+# --- from a URL --------------------------------------------------------------------------------------
+
+_REDIS = "aqueue.broker.redis:RedisBroker"
+_BROKERS: Final = {
+    "memory": "aqueue.broker.memory:MemoryBroker",
+    "sqlite": "aqueue.broker.sqlite:SqliteBroker",
+    **dict.fromkeys(("redis", "rediss", "redis+socket", "unix", "sentinel", "redis+sentinel"), _REDIS),
+}
+
+#: Makes a broker for the event loop it is called on.
+BrokerFactory = Callable[[BrokerOptions], Broker]
+
+
+def from_url(url: Url) -> BrokerFactory:
+    """How to make brokers for a URL; the driver is imported here. Raises ConfigurationError."""
+    if url.scheme not in _BROKERS:
+        raise ConfigurationError(f"no broker for {url.scheme}:// in {url}; there are {', '.join(sorted(_BROKERS))}")
+    module, name = _BROKERS[url.scheme].split(":")
+    factory: Any = getattr(import_module(module), name)
+    made: BrokerFactory = factory.factory(url)
+    return made

@@ -1,0 +1,223 @@
+"""Looking into Redis queues, for people: depths, dead letters, recovery. Never on a worker's road."""
+
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime, timezone
+from typing import Any, Final
+
+from aqueue.broker import DeadLetter, QueueDepth, Recovered
+from aqueue.broker.redis.envelope import unpack
+from aqueue.broker.redis.keys import STEPS, Keys
+from aqueue.broker.redis.scripts import RECOVER, RECOVER_UNACKED, RETRY_DEAD
+from aqueue.drivers.redis_link import RedisLink, raising
+from aqueue.errors import BrokerUnavailable
+from aqueue.protocol import Message, Unreadable
+from aqueue.serialization import Limits
+
+#: Entries looked at in one call.
+_PAGE: Final = 500
+_BINDINGS: Final = "_kombu.binding."
+
+
+class RedisInspection:
+    """A `aqueue.broker.Inspection` of one Redis database."""
+
+    def __init__(self, link: RedisLink, keys: Keys, limits: Limits) -> None:
+        self._link = link
+        self._keys = keys
+        self._limits = limits
+
+    async def queues(self) -> Sequence[QueueDepth]:
+        with raising(BrokerUnavailable):
+            leased = await self._by_queue("leases")
+            parked = await self._by_queue("parked")
+            dead = await self._dead_by_queue()
+            names = await self._names() | set(leased) | set(parked) | set(dead)
+            ready = {name: await self._ready(name) for name in names}
+        return [QueueDepth(name, ready[name], leased[name], parked[name], dead[name]) for name in sorted(names)]
+
+    async def peek(self, queue: str, limit: int) -> Sequence[Message | Unreadable]:
+        found: list[Message | Unreadable] = []
+        with raising(BrokerUnavailable):
+            for name in self._keys.lists([queue]):
+                if len(found) < limit:
+                    waiting = await self._link.call("LRANGE", name, len(found) - limit, -1)
+                    found += [unpack(raw, queue, self._limits) for raw in reversed(waiting)]
+        return found
+
+    async def purge(self, queue: str) -> int:
+        purged = 0
+        with raising(BrokerUnavailable):
+            for name in self._keys.lists([queue]):
+                purged += await self._link.call("LLEN", name)
+                await self._link.call("DEL", name)
+            parked, messages = self._keys.ours("parked", "parked:messages")
+            async for ids in self._pages(parked):
+                mine = [id for id in ids if self._queue(id) == queue]
+                if mine:
+                    purged += await self._link.call("ZREM", parked, *mine)
+                    await self._link.call("HDEL", messages, *mine)
+        return purged
+
+    # --- dead letters ---
+
+    async def dead(self, queue: str | None = None, limit: int = 100) -> Sequence[DeadLetter]:
+        found: list[DeadLetter] = []
+        start = 0
+        index = self._keys.ours("dead")[0]
+        with raising(BrokerUnavailable):
+            while len(found) < limit:
+                page = await self._link.call("ZREVRANGE", index, start, start + _PAGE - 1, "WITHSCORES")
+                letters = await self._letters([(id.decode(), died) for id, died in page])
+                found += [letter for letter in letters if queue in (None, letter.message.queue)]
+                start += _PAGE
+                if len(page) < _PAGE:
+                    break
+        return found[:limit]
+
+    async def find_dead(self, id: str) -> DeadLetter | None:
+        with raising(BrokerUnavailable):
+            died = await self._link.call("ZSCORE", self._keys.ours("dead")[0], id)
+            letters = [] if died is None else await self._letters([(id, died)])
+        return letters[0] if letters else None
+
+    async def _letters(self, entries: Sequence[tuple[str, float]]) -> list[DeadLetter]:
+        if not entries:
+            return []
+        messages, letters = self._keys.ours("dead:messages", "dead:letters")
+        ids = [id for id, _ in entries]
+        raws = await self._link.call("HMGET", messages, *ids)
+        whys = await self._link.call("HMGET", letters, *ids)
+        return [
+            self._letter(id, died, raw, json.loads(why))
+            for (id, died), raw, why in zip(entries, raws, whys, strict=True)
+            if raw is not None and why is not None
+        ]
+
+    def _letter(self, id: str, died: float, raw: bytes, why: dict[str, Any]) -> DeadLetter:
+        return DeadLetter(
+            id=id,
+            reason=why["reason"],
+            detail=why["detail"],
+            died=datetime.fromtimestamp(float(died) / 1000, timezone.utc),
+            deliveries=why["deliveries"],
+            worker=why["worker"],
+            message=unpack(raw, why["queue"], self._limits),
+        )
+
+    async def retry_dead(self, ids: Sequence[str]) -> int:
+        args: list[str] = []
+        with raising(BrokerUnavailable):
+            for id in ids:
+                why = await self._link.call("HGET", self._keys.ours("dead:letters")[0], id)
+                if why is not None:
+                    args += (id, json.loads(why)["list"])
+            moved: int = await self._link.run(
+                RETRY_DEAD, self._keys.ours("dead", "dead:messages", "dead:letters", "lost"), args
+            )
+        return moved
+
+    async def drop_dead(self, ids: Sequence[str]) -> int:
+        if not ids:
+            return 0
+        index, messages, letters = self._keys.ours("dead", "dead:messages", "dead:letters")
+        with raising(BrokerUnavailable):
+            dropped: int = await self._link.call("ZREM", index, *ids)
+            await self._link.call("HDEL", messages, *ids)
+            await self._link.call("HDEL", letters, *ids)
+        return dropped
+
+    # --- recovery ---
+
+    async def recover(self, *, older_than: float, celery: bool, parked: bool) -> Recovered:
+        with raising(BrokerUnavailable):
+            leased, left = await self._give_back("leases", "leased")
+            waiting = (await self._give_back("parked", "parked:messages"))[0] if parked else 0
+            unacked, unread = await self._give_back_unacked(older_than) if celery else (0, 0)
+        return Recovered(leased=leased, parked=waiting, unacked=unacked, left=left + unread)
+
+    async def _give_back(self, index: str, messages: str) -> tuple[int, int]:
+        keys = self._keys.ours(index, messages)
+        given = 0
+        ids = [id async for page in self._pages(keys[0]) for id in page]
+        for start in range(0, len(ids), _PAGE):
+            given += await self._link.run(RECOVER, keys, (index, *ids[start : start + _PAGE]))
+        return given, len(ids) - given
+
+    async def _give_back_unacked(self, older_than: float) -> tuple[int, int]:
+        """kombu's entry is ``[envelope, exchange, routing key]``, its score the fetching worker's clock."""
+        hash_name, index = f"{self._keys.prefix}unacked", f"{self._keys.prefix}unacked_index"
+        seconds, _ = await self._link.call("TIME")
+        given = left = 0
+        for tag in await self._link.call("ZRANGEBYSCORE", index, "-inf", int(seconds) - older_than):
+            entry = await self._link.call("HGET", hash_name, tag)
+            target = self._target(entry)
+            if target is None:
+                left += 1
+            else:
+                name, envelope = target
+                given += await self._link.run(RECOVER_UNACKED, (hash_name, index, name), (tag, entry, envelope))
+        return given, left
+
+    def _target(self, entry: bytes | None) -> tuple[str, bytes] | None:
+        """The list to give an entry back to and the envelope, marked as redelivered."""
+        try:
+            envelope, exchange, routing_key = json.loads(entry or b"")
+            queue = routing_key or exchange
+            priority = int(envelope["properties"].get("priority") or 0)
+            envelope["headers"]["redelivered"] = True
+            envelope["properties"].setdefault("delivery_info", {})["redelivered"] = True
+            step = max(step for step in STEPS if step <= max(0, priority))
+            return self._keys.step_list(queue, step), json.dumps(envelope).encode()
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return None
+
+    # --- looking ---
+
+    async def _names(self) -> set[str]:
+        """Queues with bindings or with messages; control and event queues are none."""
+        names: set[str] = set()
+        pattern = self._keys.binding("*")
+        cursor = 0
+        while True:
+            cursor, found = await self._link.call("SCAN", cursor, "MATCH", pattern, "COUNT", _PAGE)
+            for key in found:
+                exchange = key.decode().removeprefix(self._keys.binding(""))
+                if not exchange.endswith(("celery.pidbox", "celeryev")):
+                    members = await self._link.call("SMEMBERS", key)
+                    names.update(member.decode().split("\x06\x16")[2] for member in members)
+            cursor = int(cursor)
+            if not cursor:
+                return names
+
+    async def _ready(self, queue: str) -> int:
+        return sum([await self._link.call("LLEN", name) for name in self._keys.lists([queue])])
+
+    async def _dead_by_queue(self) -> Counter[str]:
+        counted: Counter[str] = Counter()
+        cursor = 0
+        while True:
+            cursor, found = await self._link.call("HSCAN", self._keys.ours("dead:letters")[0], cursor, "COUNT", _PAGE)
+            counted.update(json.loads(letter)["queue"] for letter in found[1::2])
+            cursor = int(cursor)
+            if not cursor:
+                return counted
+
+    async def _by_queue(self, index: str) -> Counter[str]:
+        counted: Counter[str] = Counter()
+        async for ids in self._pages(self._keys.ours(index)[0]):
+            counted.update(self._queue(id) for id in ids)
+        return counted
+
+    def _queue(self, id: str) -> str:
+        return self._keys.queue_of(id.partition(":")[2])
+
+    async def _pages(self, index: str) -> AsyncIterator[list[str]]:
+        cursor = 0
+        while True:
+            cursor, found = await self._link.call("ZSCAN", index, cursor, "COUNT", _PAGE)
+            cursor = int(cursor)
+            yield [id.decode() for id in found[::2]]
+            if not cursor:
+                return

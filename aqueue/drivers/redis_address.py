@@ -1,0 +1,198 @@
+"""Where a Redis server is: redis://, rediss://, redis+socket://, unix:// and sentinel:// URLs.
+
+One `RedisAddress` serves both kinds of connection that aqueue opens, asyncio and threads. Every timeout is
+set here: drivers have changed theirs between versions.
+"""
+
+import ssl
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+from urllib.parse import SplitResult, unquote, urlsplit
+
+import redis.asyncio.connection as for_loop
+import redis.asyncio.sentinel
+import redis.connection as for_thread
+import redis.sentinel
+
+from aqueue.errors import ConfigurationError
+from aqueue.url import Url
+
+_PARAMETERS: Final = frozenset(
+    "db virtual_host key_prefix master_name sentinel_username sentinel_password client_name "
+    "ssl_cert_reqs ssl_ca_certs ssl_certfile ssl_keyfile ssl_check_hostname".split()
+)
+_CERT_REQS: Final = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
+
+# The driver's own types are incomplete; what is used of it is said here.
+
+
+class LoopConnection(Protocol):
+    """A connection of the driver's, for asyncio."""
+
+    async def connect(self) -> None: ...
+
+    async def disconnect(self, nowait: bool = False) -> None: ...
+
+    async def send_packed_command(self, command: Iterable[bytes], check_health: bool = True) -> None: ...
+
+    async def read_response(self, *, push_request: bool) -> Any: ...
+
+
+class ThreadConnection(Protocol):
+    """A blocking connection of the driver's."""
+
+    def send_command(self, *args: Any) -> None: ...
+
+    def read_response(self) -> Any: ...
+
+    def disconnect(self) -> None: ...
+
+
+_Loop: Final[Any] = for_loop
+_Thread: Final[Any] = for_thread
+_LoopSentinel: Final[Any] = redis.asyncio.sentinel.Sentinel
+_ThreadSentinel: Final[Any] = redis.sentinel.Sentinel
+#: To be derived from: what a connection reads replies with.
+LoopParser: Final[Any] = for_loop.DefaultParser
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedisAddress:
+    """A parsed URL. ``key_prefix`` goes before every key and channel (Celery's ``global_keyprefix``)."""
+
+    shown: str
+    host: str = "localhost"
+    port: int = 6379
+    path: str = ""
+    db: int = 0
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    tls: Mapping[str, Any] | None = None
+    sentinels: tuple[tuple[str, int], ...] = ()
+    sentinel_auth: Mapping[str, str] = field(default_factory=dict[str, str], repr=False)
+    master_name: str = ""
+    key_prefix: str = ""
+    client_name: str | None = None
+    connect_timeout: float = 5.0
+
+    @classmethod
+    def parse(cls, url: Url) -> "RedisAddress":
+        """Raises ConfigurationError for what the URL can't mean."""
+        unknown = set(url.query) - _PARAMETERS
+        if unknown:
+            raise ConfigurationError(
+                f"{url}: unknown parameter {', '.join(sorted(unknown))}; known are {', '.join(sorted(_PARAMETERS))}"
+            )
+        try:
+            if "sentinel" in url.scheme:
+                return cls(**_common(url, _parts(url)[-1]), **_sentinels(url))
+            parts = urlsplit(url.reveal())
+            if url.scheme in ("redis+socket", "unix"):
+                return cls(**_common(url, parts, has_db=False), path=unquote(parts.path))
+            host, port = unquote(parts.hostname or "localhost"), parts.port or 6379
+            return cls(**_common(url, parts), host=host, port=port, tls=_tls(url) if url.scheme == "rediss" else None)
+        except ValueError as error:
+            raise ConfigurationError(f"bad Redis URL {url}: {error}") from None
+
+    def same_database(self, other: "RedisAddress") -> bool:
+        """Whether two URLs lead to the same database of the same server."""
+        return all(
+            getattr(self, name) == getattr(other, name)
+            for name in ("host", "port", "path", "db", "sentinels", "master_name")
+        )
+
+    async def loop_connection(self, parser: type[Any]) -> LoopConnection:
+        """A connection for asyncio, not yet connected; asks the Sentinels where the master is."""
+        where = self._where
+        if self.sentinels:
+            asking = _LoopSentinel(self.sentinels, sentinel_kwargs=self._sentinel_options())
+            where["host"], where["port"] = await asking.discover_master(self.master_name)
+        options = self._options(None)
+        made: LoopConnection = self._kind(_Loop)(**where, **options, protocol=3, parser_class=parser)
+        return made
+
+    def thread_connection(self, timeout: float) -> ThreadConnection:
+        """A blocking connection for use in one thread; every reply is due within ``timeout`` seconds."""
+        where = self._where
+        if self.sentinels:
+            asking = _ThreadSentinel(self.sentinels, sentinel_kwargs=self._sentinel_options())
+            where["host"], where["port"] = asking.discover_master(self.master_name)
+        made: ThreadConnection = self._kind(_Thread)(**where, **self._options(timeout))
+        return made
+
+    @property
+    def _where(self) -> dict[str, Any]:
+        return {"path": self.path} if self.path else {"host": self.host, "port": self.port}
+
+    def _kind(self, driver: Any) -> Any:
+        if self.path:
+            return driver.UnixDomainSocketConnection
+        return driver.Connection if self.tls is None else driver.SSLConnection
+
+    def _options(self, timeout: float | None) -> dict[str, Any]:
+        return {
+            "db": self.db,
+            "username": self.username,
+            "password": self.password,
+            "client_name": self.client_name,
+            "socket_timeout": timeout,
+            "socket_connect_timeout": self.connect_timeout,
+            **(self.tls or {}),
+        }
+
+    def _sentinel_options(self) -> dict[str, Any]:
+        return {
+            "socket_timeout": self.connect_timeout,
+            "socket_connect_timeout": self.connect_timeout,
+            **self.sentinel_auth,
+        }
+
+
+def _common(url: Url, parts: SplitResult, has_db: bool = True) -> dict[str, Any]:
+    first = _parts(url)[0]
+    return {
+        "shown": str(url),
+        "db": _database(url, parts.path if has_db else ""),
+        "username": unquote(first.username) if first.username else None,
+        "password": unquote(first.password) if first.password else None,
+        "key_prefix": url.query.get("key_prefix", ""),
+        "client_name": url.query.get("client_name"),
+    }
+
+
+def _parts(url: Url) -> list[SplitResult]:
+    return [urlsplit(part) for part in url.reveal().split(";")]
+
+
+def _database(url: Url, path: str) -> int:
+    text = url.query.get("db") or url.query.get("virtual_host") or path.strip("/") or "0"
+    if not text.isdecimal():
+        raise ValueError(f"the database is a number, like /0; got {text[:40]!r}")
+    return int(text)
+
+
+def _sentinels(url: Url) -> dict[str, Any]:
+    if "master_name" not in url.query:
+        raise ValueError("add the name of the master: ?master_name=mymaster")
+    auth = {name: url.query[f"sentinel_{name}"] for name in ("username", "password") if f"sentinel_{name}" in url.query}
+    return {
+        "sentinels": tuple((unquote(part.hostname or "localhost"), part.port or 26379) for part in _parts(url)),
+        "master_name": url.query["master_name"],
+        "sentinel_auth": auth,
+    }
+
+
+def _tls(url: Url) -> dict[str, Any]:
+    wanted = url.query.get("ssl_cert_reqs", "required").lower().removeprefix("cert_")
+    if wanted not in _CERT_REQS:
+        raise ValueError(f"ssl_cert_reqs is one of {', '.join(_CERT_REQS)}; got {wanted[:40]!r}")
+    check_hostname = url.query.get("ssl_check_hostname", "true").lower() not in ("false", "0", "no")
+    options: dict[str, Any] = {
+        "ssl_cert_reqs": _CERT_REQS[wanted],
+        "ssl_check_hostname": check_hostname and wanted == "required",
+    }
+    for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
+        if name in url.query:
+            options[name] = url.query[name]
+    return options

@@ -1,0 +1,268 @@
+"""One SQLite file, worked on by one thread: the broker's and the result store's floor.
+
+Work comes as functions of the connection. What has gathered while the thread was busy runs in one
+transaction, each piece in a savepoint of its own, and is answered after the commit: so a batch costs one
+write to the disk, and an answer means that it is on the disk (WAL, ``synchronous=FULL``).
+"""
+
+import asyncio
+import logging
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final, Generic, TypeVar
+
+from aqueue.drivers.doorbell import Doorbell
+from aqueue.errors import ConfigurationError
+from aqueue.protocol import Record, is_success
+from aqueue.url import Url
+
+logger = logging.getLogger("aqueue.sqlite")
+
+T = TypeVar("T")
+Work = Callable[[sqlite3.Connection], T]
+
+#: Raised by one more when the tables change; a file of a newer version is refused.
+SCHEMA_VERSION: Final = 1
+
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS messages (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    queue TEXT NOT NULL,
+    priority INTEGER NOT NULL,
+    place INTEGER NOT NULL,          -- order within queue and priority; the front has small numbers
+    headers TEXT NOT NULL,           -- JSON
+    properties TEXT NOT NULL,        -- JSON
+    content_type TEXT NOT NULL,
+    content_encoding TEXT,
+    body BLOB NOT NULL,
+    due REAL,                        -- parked until then (unix time)
+    lease_ends REAL,                 -- leased until then
+    holder TEXT,
+    suspected REAL,                  -- the lease was first seen ended at
+    claims INTEGER NOT NULL DEFAULT 0,   -- fencing: a receipt names the id and the number of the claim
+    lost INTEGER NOT NULL DEFAULT 0      -- claims whose holder let the lease end
+);
+CREATE INDEX IF NOT EXISTS messages_ready ON messages (queue, priority DESC, place)
+    WHERE due IS NULL AND lease_ends IS NULL;
+CREATE INDEX IF NOT EXISTS messages_parked ON messages (due) WHERE due IS NOT NULL;
+CREATE INDEX IF NOT EXISTS messages_leased ON messages (lease_ends) WHERE lease_ends IS NOT NULL;
+CREATE TABLE IF NOT EXISTS places (front INTEGER NOT NULL, back INTEGER NOT NULL);
+INSERT INTO places SELECT 0, 0 WHERE NOT EXISTS (SELECT 1 FROM places);
+CREATE TABLE IF NOT EXISTS dead (
+    id INTEGER PRIMARY KEY,
+    queue TEXT NOT NULL,
+    priority INTEGER NOT NULL,
+    headers TEXT NOT NULL,
+    properties TEXT NOT NULL,
+    content_type TEXT NOT NULL,
+    content_encoding TEXT,
+    body BLOB NOT NULL,
+    reason TEXT NOT NULL,
+    detail TEXT NOT NULL,
+    died REAL NOT NULL,
+    deliveries INTEGER NOT NULL,
+    worker TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS results (
+    key TEXT PRIMARY KEY,
+    document BLOB NOT NULL,
+    ends REAL                        -- unix time; NULL keeps it for ever
+);
+CREATE INDEX IF NOT EXISTS results_end ON results (ends) WHERE ends IS NOT NULL;
+"""
+
+
+class _Job(Generic[T]):
+    __slots__ = ("abandoned", "answer", "bell", "error", "future", "work")
+
+    def __init__(
+        self, work: Work[T], future: "asyncio.Future[T]", bell: Doorbell | None, abandoned: Callable[[T], None] | None
+    ) -> None:
+        self.work = work
+        self.bell = bell
+        self.future = future
+        self.abandoned = abandoned
+        self.answer: T | None = None
+        self.error: BaseException | None = None
+
+    def resolve(self) -> None:
+        """On the event loop: hand the answer over."""
+        if self.future.done():
+            if self.abandoned is not None and self.error is None:
+                self.abandoned(self.answer)  # type: ignore[arg-type]
+        elif self.error is not None:
+            self.future.set_exception(self.error)
+        else:
+            self.future.set_result(self.answer)  # type: ignore[arg-type]
+
+
+class SqliteFile:
+    """See the module's text. Used from one event loop; opened by the first work.
+
+    ``timeout`` (seconds) bounds the wait for other processes' transactions.
+    """
+
+    def __init__(self, path: Path, timeout: float) -> None:
+        self.path = path
+        folder = path.with_name(path.name + ".wakeup")
+        self.messages_bell: Final = Doorbell(folder, "messages")
+        self.results_bell: Final = Doorbell(folder, "results")
+        self._timeout = timeout
+        self._jobs: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._closed: asyncio.Future[None] | None = None
+
+    async def run(
+        self, work: Work[T], *, bell: Doorbell | None = None, abandoned: Callable[[T], None] | None = None
+    ) -> T:
+        """Do work in a transaction; returns after the commit, which rings ``bell``.
+
+        Raises what the work raises (its own changes are undone), sqlite3.Error when the file can't be used.
+        ``abandoned`` is told the answer if the caller was cancelled meanwhile.
+        """
+        return await self.start(work, bell=bell, abandoned=abandoned)
+
+    def start(
+        self, work: Work[T], *, bell: Doorbell | None = None, abandoned: Callable[[T], None] | None = None
+    ) -> "asyncio.Future[T]":
+        """Like `run`, without waiting."""
+        loop = asyncio.get_running_loop()
+        if self._thread is None:
+            self._thread = threading.Thread(
+                target=self._serve, args=(loop,), name=f"aqueue-sqlite-{self.path.name}", daemon=True
+            )
+            self._thread.start()
+        job = _Job(work, loop.create_future(), bell, abandoned)
+        self._jobs.put(job)
+        return job.future
+
+    async def close(self) -> None:
+        """Finish what was given to do, and close the file."""
+        if self._thread is None:
+            return
+        self._thread = None
+        self._closed = asyncio.get_running_loop().create_future()
+        self._jobs.put(None)
+        await self._closed
+
+    def connect(self) -> sqlite3.Connection:
+        """A connection of one's own, for one thread. Raises sqlite3.Error, ConfigurationError."""
+        connection = sqlite3.connect(self.path, timeout=self._timeout, isolation_level=None)
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version > SCHEMA_VERSION:
+            connection.close()
+            raise ConfigurationError(f"{self.path} was written by a newer aqueue (its tables are version {version})")
+        if version < SCHEMA_VERSION:
+            connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
+        return connection
+
+    # --- in the thread ---
+
+    def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
+        connection: sqlite3.Connection | None = None
+        while (jobs := self._take()) is not None:
+            try:
+                connection = connection or self.connect()
+                self._transact(connection, jobs)
+                for bell in {job.bell for job in jobs if job.bell and not job.error}:
+                    bell.ring()
+            except (sqlite3.Error, ConfigurationError) as error:
+                _close(connection)
+                connection = None
+                for job in jobs:
+                    job.error = job.error or error
+            try:
+                loop.call_soon_threadsafe(_resolve, jobs)
+            except RuntimeError:  # the loop is closed: nobody waits any more
+                break
+        _close(connection)
+        closed = self._closed
+        if closed is not None:
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(closed.set_result, None)
+
+    def _take(self) -> list[_Job[Any]] | None:
+        """All that waits, at least one; None at the end."""
+        job = self._jobs.get()
+        jobs: list[_Job[Any]] = []
+        while job is not None:
+            jobs.append(job)
+            if self._jobs.empty():
+                return jobs
+            job = self._jobs.get()
+        self._jobs.put(None)  # met again after these
+        return jobs or None
+
+    def _transact(self, connection: sqlite3.Connection, jobs: list[_Job[Any]]) -> None:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            for job in jobs:
+                _do(connection, job)
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+
+def _do(connection: sqlite3.Connection, job: _Job[Any]) -> None:
+    connection.execute("SAVEPOINT job")
+    try:
+        job.answer = job.work(connection)
+    except Exception as error:  # noqa: BLE001 - carried to who gave the work
+        connection.execute("ROLLBACK TO job")
+        job.error = error
+    finally:
+        connection.execute("RELEASE job")
+
+
+def _resolve(jobs: list[_Job[Any]]) -> None:
+    for job in jobs:
+        job.resolve()
+
+
+def _close(connection: sqlite3.Connection | None) -> None:
+    if connection is not None:
+        try:
+            connection.close()
+        except sqlite3.Error as error:
+            logger.debug("closing a broken SQLite connection: %s", error)
+
+
+def put_record(connection: sqlite3.Connection, record: Record) -> None:
+    """Store a result; a SUCCESS is never overwritten."""
+    before = connection.execute("SELECT substr(document, 1, 32) FROM results WHERE key = ?", (record.key,)).fetchone()
+    if before is None or not is_success(before[0]):
+        connection.execute("INSERT OR REPLACE INTO results VALUES (?, ?, ?)", _row(record))
+
+
+def put_if_absent(connection: sqlite3.Connection, record: Record) -> bool:
+    """Store a record whose key is absent; False when it was there."""
+    connection.execute("DELETE FROM results WHERE key = ? AND ends < ?", (record.key, time.time()))
+    return connection.execute("INSERT OR IGNORE INTO results VALUES (?, ?, ?)", _row(record)).rowcount == 1
+
+
+def drop_ended(connection: sqlite3.Connection, limit: int = 100) -> None:
+    """Remove results whose life has ended; called along with writes, so it never has much to do."""
+    connection.execute(
+        "DELETE FROM results WHERE key IN (SELECT key FROM results WHERE ends < ? LIMIT ?)", (time.time(), limit)
+    )
+
+
+def _row(record: Record) -> tuple[str, bytes, float | None]:
+    return record.key, record.value, None if record.ttl is None else time.time() + record.ttl
+
+
+def path_of(url: Url) -> Path:
+    """``sqlite:///shop.db`` is relative to the working directory, ``sqlite:////var/shop.db`` is absolute."""
+    text = url.path.removeprefix("/")
+    if not text or url.query:
+        raise ConfigurationError(f"expected sqlite:///file or sqlite:////absolute/file, got {url}")
+    return Path(text).absolute()

@@ -1,0 +1,180 @@
+"""Every exception aqueue raises, in one tree. This module imports nothing of aqueue.
+
+::
+
+    AQueueError
+    ├── ConfigurationError (ValueError)   a URL, a setting or a task definition that can't work
+    ├── InvalidArguments (TypeError)      the arguments don't fit the task; names the parameter
+    ├── EncodeError (ValueError)          a value that can't be put into a message or a result
+    ├── MessageTooLarge (ValueError)      over the size limit; nothing was sent
+    ├── BrokerUnavailable                 the broker can't be reached or refuses to work
+    │   ├── EnqueueFailed                 nothing was stored
+    │   └── EnqueueUnknown                may be stored or not; carries the ids
+    ├── StoreUnavailable                  the result store can't be reached or refuses to work
+    ├── BadMessage                        bytes from the wire that can't be read as a task
+    └── ResultError
+        ├── TaskFailed                    the task raised; carries the remote type, text, traceback
+        ├── TaskRevoked                   the task was cancelled or expired before it ended
+        ├── ResultTimeout (TimeoutError)  no result within the caller's time
+        ├── ResultUnknown (LookupError)   nobody has heard of this task id
+        └── ResultIgnored                 the task keeps no result
+
+    ControlFlow (BaseException)           raised by task code to say what happens next
+    ├── RetryTask                         run again later; see ``Retry.now``
+    ├── Reject                            give the message back, or bury it
+    └── Ignore                            done, and keep no result
+
+``ControlFlow`` is not an ``Exception``, so that ``except Exception`` in a task can't swallow it.
+"""
+
+from collections.abc import Mapping, Sequence
+
+
+class AQueueError(Exception):
+    """Base of every error that aqueue raises."""
+
+
+class ConfigurationError(AQueueError, ValueError):
+    """A URL, a setting or a task definition that can't work as written."""
+
+
+class InvalidArguments(AQueueError, TypeError):
+    """The arguments of a call don't fit the task's signature or annotations."""
+
+
+class EncodeError(AQueueError, ValueError):
+    """A value can't be written with the serializer chosen for it."""
+
+
+class MessageTooLarge(AQueueError, ValueError):
+    """A message or a result is over the size limit; nothing was sent or stored."""
+
+
+class BrokerUnavailable(AQueueError):
+    """The broker can't be reached, or answers that it can't work now."""
+
+
+class EnqueueFailed(BrokerUnavailable):
+    """Messages were certainly not stored. Sending them again is safe.
+
+    ``refused`` maps positions in the batch to reasons when only those were refused and all others were
+    stored; it is None when nothing was stored.
+    """
+
+    def __init__(self, message: str, refused: Mapping[int, str] | None = None) -> None:
+        super().__init__(message)
+        self.refused = refused
+
+
+class EnqueueUnknown(BrokerUnavailable):
+    """The connection broke after the messages had left: they may be stored or not.
+
+    ``ids`` holds the task ids concerned. Sending again with the same ids is safe where the broker also
+    keeps the results (see ``docs/guarantees.md``); elsewhere the tasks may run twice.
+    """
+
+    def __init__(self, message: str, ids: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.ids = tuple(ids)
+
+
+class StoreUnavailable(AQueueError):
+    """The result store can't be reached, or answers that it can't work now."""
+
+
+class BadMessage(AQueueError):
+    """Bytes from the wire that can't be read as a task.
+
+    ``reason`` is a short stable code (``undecodable``, ``bad_body``, ``too_deep``...), the one under
+    which the message is found among the dead letters; ``detail`` says what was wrong with it.
+    """
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class ResultError(AQueueError):
+    """Base of what ``AsyncResult.get`` raises instead of returning the task's value."""
+
+
+class TaskFailed(ResultError):
+    """The task raised an exception.
+
+    The remote exception is told, never rebuilt: no class named by a message is imported or made.
+
+    ``type`` is its class name (``ValueError``), ``module`` the module of that class or ``None``,
+    ``message`` its arguments as text, ``traceback`` the remote traceback as text or ``None``.
+    """
+
+    def __init__(
+        self, task_id: str, type: str, message: str, module: str | None = None, traceback: str | None = None
+    ) -> None:
+        super().__init__(f"{type}: {message}" if message else type)
+        self.task_id = task_id
+        self.type = type
+        self.message = message
+        self.module = module
+        self.traceback = traceback
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return f"{text}\n\nRemote traceback:\n{self.traceback.rstrip()}" if self.traceback else text
+
+
+class TaskRevoked(ResultError):
+    """The task was cancelled, terminated or expired; ``reason`` says which."""
+
+    def __init__(self, task_id: str, reason: str) -> None:
+        super().__init__(f"task {task_id} did not run to its end: {reason}")
+        self.task_id = task_id
+        self.reason = reason
+
+
+class ResultTimeout(ResultError, TimeoutError):
+    """No result within the time given to ``get``. The result can still be fetched later."""
+
+
+class ResultUnknown(ResultError, LookupError):
+    """Neither a sent task nor a result is known under this id."""
+
+
+class ResultIgnored(ResultError):
+    """The task was defined or sent with ``ignore_result``: there is nothing to fetch."""
+
+
+class ControlFlow(BaseException):
+    """Base of the exceptions by which task code says what happens to it next."""
+
+
+class RetryTask(ControlFlow):
+    """Run this task again. Made by ``Retry.now``; counts as an attempt.
+
+    ``after`` is the delay in seconds, ``None`` for the task's own backoff. ``error`` is shown in the
+    RETRY state and becomes the failure when no attempt is left. ``attempts`` overrides the policy's.
+    """
+
+    def __init__(
+        self, after: float | None = None, error: BaseException | None = None, attempts: int | None = None
+    ) -> None:
+        super().__init__(after, error, attempts)
+        self.after = after
+        self.error = error
+        self.attempts = attempts
+
+
+class Reject(ControlFlow):
+    """Refuse the message: ``requeue=True`` puts it at the back of its queue, otherwise it is buried.
+
+    A buried message is found with ``aqueue dead list``.
+    """
+
+    def __init__(self, reason: str = "rejected by the task", requeue: bool = False) -> None:
+        super().__init__(reason, requeue)
+        self.reason = reason
+        self.requeue = requeue
+
+
+class Ignore(ControlFlow):
+    """The task is done and leaves no result and no state."""

@@ -1,0 +1,103 @@
+"""How one call is sent. Options never mix with the task's own arguments; later ones win over earlier."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, Final, TypedDict
+
+from aqueue.errors import InvalidArguments
+from aqueue.protocol import KNOWN_HEADERS, MAX_ID_LENGTH, MAX_PRIORITY
+from aqueue.serialization import is_finite_number
+
+
+class Options(TypedDict, total=False):
+    """Times are in seconds."""
+
+    queue: str
+    #: 0 to 9, higher is more urgent.
+    priority: int
+    #: Run no sooner than in so many seconds.
+    countdown: float
+    #: Run no sooner than then; without a zone it is UTC.
+    eta: datetime
+    #: Don't start later than this: a time, or seconds from now.
+    expires: datetime | float
+    #: End the run after so long.
+    timeout: float
+    #: Warn the task after so long, so that it can clean up.
+    soft_timeout: float
+    #: The same id is the same task: sent twice, it is stored once.
+    task_id: str
+    #: Travel with the message and are seen in ``Context.headers``.
+    headers: Mapping[str, Any]
+    ignore_result: bool
+    serializer: str
+    compression: str
+    #: The name shown in logs and monitors instead of the task's.
+    shadow: str
+    #: Route by the broker's bindings instead of to a queue.
+    exchange: str
+    routing_key: str
+    #: Shown in logs and monitors instead of the arguments, which may be secret.
+    argsrepr: str
+    kwargsrepr: str
+
+
+_KNOWN: Final = frozenset(Options.__annotations__)
+_MAX_QUEUE_LENGTH: Final = 255
+
+
+def check(options: Options) -> Options:
+    """The options, if they make sense. Raises InvalidArguments naming the one that doesn't."""
+    for name in options:
+        if name not in _KNOWN:
+            raise InvalidArguments(f"unknown option {name!r}; there are {', '.join(sorted(_KNOWN))}")
+    if "queue" in options:
+        check_queue(options["queue"])
+    priority: object = options.get("priority", 0)
+    if type(priority) is not int or not 0 <= priority <= MAX_PRIORITY:
+        raise InvalidArguments(
+            f"priority is an integer from 0 to {MAX_PRIORITY}, higher is more urgent; got {priority!r}"
+        )
+    given: Mapping[str, Any] = options
+    for name in ("countdown", "timeout", "soft_timeout"):
+        seconds = given.get(name, 0)
+        if not is_finite_number(seconds) or not 0 <= seconds <= _MAX_SECONDS:
+            raise InvalidArguments(f"{name} is a number of seconds, 0 or more; got {seconds!r}")
+    if "countdown" in options and "eta" in options:
+        raise InvalidArguments("countdown and eta say the same thing; give one of them")
+    _check_times(given)
+    task_id: object = options.get("task_id", "id")
+    if not isinstance(task_id, str) or not 0 < len(task_id) <= MAX_ID_LENGTH or not task_id.isprintable():
+        raise InvalidArguments(f"task_id is 1 to {MAX_ID_LENGTH} printable characters; got {task_id!r:.80}")
+    taken = KNOWN_HEADERS.intersection(options.get("headers", ()))
+    if taken:
+        raise InvalidArguments(f"headers may not replace the message's own: {', '.join(sorted(taken))}")
+    return options
+
+
+#: A hundred years; more is a mistake, and past what clocks can say.
+_MAX_SECONDS: Final = 100 * 366 * 86400
+
+
+def _check_times(options: Mapping[str, Any]) -> None:
+    eta = options.get("eta")
+    if eta is not None and not isinstance(eta, datetime):
+        raise InvalidArguments(f"eta is a datetime; got {eta!r:.80}")
+    expires = options.get("expires", 0)
+    if not isinstance(expires, datetime) and not _is_duration(expires):
+        raise InvalidArguments(f"expires is a datetime or a number of seconds from now; got {expires!r:.80}")
+
+
+def _is_duration(value: object) -> bool:
+    return is_finite_number(value) and isinstance(value, int | float) and abs(value) <= _MAX_SECONDS
+
+
+def check_queue(name: object) -> str:
+    """A queue's name, if it can be one on every broker. Raises InvalidArguments."""
+    if not isinstance(name, str) or not 0 < len(name) <= _MAX_QUEUE_LENGTH or not name.isprintable() or " " in name:
+        raise InvalidArguments(
+            f"a queue's name is 1 to {_MAX_QUEUE_LENGTH} printable characters without spaces; got {name!r:.80}"
+        )
+    if name.startswith(("aqueue:", "_kombu.")) or name in ("unacked", "unacked_index", "unacked_mutex"):
+        raise InvalidArguments(f"queue name {name!r} is taken by the broker's own keys")
+    return name

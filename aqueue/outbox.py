@@ -1,0 +1,121 @@
+"""Sends of one event loop, gathered: while a batch is on its way, the next one gathers behind it.
+
+So a lone send costs one round trip, and a thousand concurrent ones cost a few.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from typing import Final
+
+from aqueue.broker import Broker
+from aqueue.errors import AQueueError, EnqueueFailed, EnqueueUnknown
+from aqueue.protocol import Message
+
+#: Messages in one batch; keeps each call short for the server.
+_BATCH: Final = 500
+
+
+class _Parcel:
+    """What one caller sends, and the answer it waits for."""
+
+    __slots__ = ("messages", "stored")
+
+    def __init__(self, messages: Sequence[Message], stored: "asyncio.Future[None]") -> None:
+        self.messages = messages
+        self.stored = stored
+
+    def ids(self) -> list[str]:
+        return [str(message.properties.get("correlation_id")) for message in self.messages]
+
+
+class Outbox:
+    """See the module's text. ``timeout`` (seconds) bounds each send, waiting for its turn included."""
+
+    def __init__(self, broker: Broker, timeout: float) -> None:
+        self._broker = broker
+        self._timeout = timeout
+        self._waiting: deque[_Parcel] = deque()
+        self._sending: asyncio.Task[None] | None = None
+
+    async def publish(self, messages: Sequence[Message]) -> None:
+        """Like `Broker.publish`, together with what others send meanwhile."""
+        parcel = _Parcel(messages, asyncio.get_running_loop().create_future())
+        self._waiting.append(parcel)
+        if self._sending is None:
+            self._sending = asyncio.create_task(self._send_all())
+        try:
+            async with asyncio.timeout(self._timeout):
+                await parcel.stored
+        except TimeoutError:
+            raise self._late(parcel) from None
+        except asyncio.CancelledError:
+            if parcel in self._waiting:
+                self._waiting.remove(parcel)
+            raise
+
+    def _late(self, parcel: _Parcel) -> AQueueError:
+        if parcel in self._waiting:
+            self._waiting.remove(parcel)
+            return EnqueueFailed(f"not sent within {self._timeout:g} s: the broker is busy or unreachable")
+        return EnqueueUnknown(f"no answer within {self._timeout:g} s: stored or not", parcel.ids())
+
+    async def close(self) -> None:
+        """Wait for what is on its way."""
+        if self._sending is not None:
+            await asyncio.wait([self._sending], timeout=self._timeout)
+
+    async def _send_all(self) -> None:
+        try:
+            while self._waiting:
+                await self._send(self._next_batch())
+        finally:
+            self._sending = None
+
+    def _next_batch(self) -> list[_Parcel]:
+        batch = [self._waiting.popleft()]
+        size = len(batch[0].messages)
+        while self._waiting and size + len(self._waiting[0].messages) <= _BATCH:
+            batch.append(self._waiting.popleft())
+            size += len(batch[-1].messages)
+        return batch
+
+    async def _send(self, batch: list[_Parcel]) -> None:
+        try:
+            await self._broker.publish([message for parcel in batch for message in parcel.messages])
+        except EnqueueFailed as error:
+            self._refuse(batch, error)
+        except EnqueueUnknown as error:
+            for parcel in batch:
+                _fail(parcel, EnqueueUnknown(str(error), parcel.ids()))
+        except Exception as error:  # noqa: BLE001 - whoever waits is told, whatever it is
+            for parcel in batch:
+                _fail(parcel, error)
+        else:
+            for parcel in batch:
+                _succeed(parcel)
+
+    def _refuse(self, batch: list[_Parcel], error: EnqueueFailed) -> None:
+        """Tell those whose messages were refused; the others are stored."""
+        start = 0
+        for parcel in batch:
+            end = start + len(parcel.messages)
+            refused = {i: f"{error}" for i in range(len(parcel.messages))}
+            if error.refused is not None:
+                refused = {i - start: why for i, why in error.refused.items() if start <= i < end}
+            start = end
+            if refused:
+                everything = len(refused) == len(parcel.messages)
+                _fail(parcel, EnqueueFailed("; ".join(sorted(set(refused.values()))), None if everything else refused))
+            else:
+                _succeed(parcel)
+
+
+def _succeed(parcel: _Parcel) -> None:
+    if not parcel.stored.done():
+        parcel.stored.set_result(None)
+
+
+def _fail(parcel: _Parcel, error: Exception) -> None:
+    if not parcel.stored.done():
+        parcel.stored.set_exception(error)

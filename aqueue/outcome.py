@@ -1,0 +1,93 @@
+"""How a run ended: one tagged value, made in one place and settled in one place."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from aqueue.context import Context
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The task returned."""
+
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The task raised, and no attempt is left or wanted."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """Run the task once more, as the next attempt, after ``delay`` seconds."""
+
+    delay: float
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GiveBack:
+    """Hand the message back as it came: no attempt was made, or none that counts.
+
+    It goes to the front at once, or after ``delay`` seconds, or ``last`` of all.
+    """
+
+    delay: float = 0.0
+    last: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PutOff:
+    """Look again after ``delay`` seconds, with ``headers`` added to remember by."""
+
+    delay: float
+    headers: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Revoked:
+    """The task is not run (any more): ``expired``, or cancelled."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """Done, and nothing is stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dead:
+    """The message goes to the dead letters: ``reason`` is a short code, ``detail`` a sentence."""
+
+    reason: str
+    detail: str
+    error: BaseException | None = None
+
+
+Outcome = Done | Failed | Again | GiveBack | PutOff | Revoked | Skipped | Dead
+
+#: Before a run; returning an outcome refuses it.
+Gate = Callable[[Context], Awaitable[Outcome | None]]
+#: The rest of the onion: the next middleware, or the task itself.
+CallNext = Callable[[Context], Awaitable[Any]]
+#: Around a run: awaits ``call_next(context)`` and returns the task's value.
+Middleware = Callable[[Context, CallNext], Awaitable[Any]]
+#: After a run: told the outcome and the seconds it took; can't change anything.
+Observer = Callable[[Context, Outcome, float], None]
+
+
+def fold(middleware: list[Middleware], innermost: CallNext) -> CallNext:
+    """The onion as one callable; the first middleware is outermost."""
+    folded = innermost
+    for layer in reversed(middleware):
+        folded = _layer(layer, folded)
+    return folded
+
+
+def _layer(layer: Middleware, inner: CallNext) -> CallNext:
+    return lambda context: layer(context, inner)

@@ -1,0 +1,157 @@
+"""Results on Redis, in Celery's keys and documents (celery-protocol 4.4).
+
+``celery-task-meta-<id>`` holds the document and is also the channel on which it is published. Who waits
+subscribes first and reads second, so nothing that happens in between is missed, and reads again from
+time to time, as pub/sub forgets what nobody heard.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager, suppress
+from types import TracebackType
+from typing import Any, Final, Self
+
+from aqueue.drivers.redis_address import RedisAddress
+from aqueue.drivers.redis_link import RedisLink, Value, look_away, raising
+from aqueue.drivers.redis_records import PUT, record_arguments
+from aqueue.errors import StoreUnavailable
+from aqueue.protocol import Record, is_success
+from aqueue.results import Documents, Result, StoreFactory, StoreOptions
+from aqueue.url import Url
+
+_PREFIX: Final = "celery-task-meta-"
+#: Seconds after which a waiter reads the key again, whatever was or was not published.
+_READ_AGAIN: Final = 10.0
+
+
+class RedisResults:
+    """A `aqueue.results.ResultStore` on Redis; one connection, shared by all who wait."""
+
+    def __init__(self, address: RedisAddress, options: StoreOptions) -> None:
+        self._documents = Documents(options)
+        self._expires = options.expires
+        self._address = address
+        self._prefix = _key_prefix(address.key_prefix) + _PREFIX
+        self._link = RedisLink(address, options.timeout)
+        self._link.on_push("message", self._published)
+        self._link.on_open.append(self._listen_again)
+        #: Who waits for news of which key; a key is subscribed while somebody does.
+        self._listeners: dict[str, set[_News]] = {}
+
+    @classmethod
+    def factory(cls, url: Url) -> StoreFactory:
+        address = RedisAddress.parse(url)
+        return lambda options: cls(address, options)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._link.close()
+
+    @property
+    def place(self) -> RedisAddress | None:
+        return self._address if self._documents.status_is_readable else None
+
+    def record(self, result: Result) -> Record:
+        return Record(self._prefix + result.task_id, self._documents.encode(result), self._expires)
+
+    async def put(self, records: Sequence[Record]) -> None:
+        with raising(StoreUnavailable):
+            if not self._documents.status_is_readable:
+                records = [record for record in records if not await self._has_succeeded(record)]
+            args: list[Value] = []
+            for record in records:
+                args += record_arguments(record)[1:]
+            await self._link.run(PUT, [record.key for record in records], args)
+
+    async def _has_succeeded(self, record: Record) -> bool:
+        """Read the document as a client would: no script can look into it."""
+        data = await self._link.call("GET", record.key)
+        if data is None:
+            return False
+        return is_success(data) or self._documents.decode(record.key, data).state == "SUCCESS"
+
+    async def announce(self, records: Sequence[Record]) -> None:
+        with raising(StoreUnavailable):
+            for record in records:
+                key, value, ttl = record_arguments(record)
+                await self._link.call("SET", key, value, "NX", *(("PX", ttl) if ttl else ()))
+
+    async def get(self, task_id: str, wait: float = 0.0) -> Result | None:
+        key = self._prefix + task_id
+        with raising(StoreUnavailable):
+            if wait > 0:
+                return await self._wait(task_id, key, wait)
+            return self._decode(task_id, await self._link.call("GET", key))
+
+    def _decode(self, task_id: str, data: bytes | None) -> Result | None:
+        return None if data is None else self._documents.decode(task_id, data)
+
+    async def forget(self, task_id: str) -> None:
+        with raising(StoreUnavailable):
+            await self._link.call("DEL", self._prefix + task_id)
+
+    # --- waiting ---
+
+    async def _wait(self, task_id: str, key: str, wait: float) -> Result | None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + wait
+        async with self._listening(key) as news:
+            while True:
+                data = news.take() or await self._link.call("GET", key)
+                result = self._decode(task_id, data)
+                left = deadline - loop.time()
+                if left <= 0 or (result is not None and result.is_final):
+                    return result
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(min(left, _READ_AGAIN)):
+                        await news.arrived.wait()
+
+    @asynccontextmanager
+    async def _listening(self, key: str) -> "AsyncGenerator[_News]":
+        await self._link.ready()
+        listeners = self._listeners.setdefault(key, set())
+        if not listeners:
+            self._link.send("SUBSCRIBE", key).add_done_callback(look_away)
+        news = _News()
+        listeners.add(news)
+        try:
+            yield news
+        finally:
+            listeners.discard(news)
+            if not listeners and self._listeners.pop(key, None) is not None and self._link.is_up:
+                self._link.send("UNSUBSCRIBE", key).add_done_callback(look_away)
+
+    def _listen_again(self) -> None:
+        for key, listeners in self._listeners.items():
+            self._link.send("SUBSCRIBE", key).add_done_callback(look_away)
+            for news in listeners:
+                news.arrived.set()
+
+    def _published(self, push: list[Any]) -> None:
+        for news in self._listeners.get(push[1].decode(), ()):
+            news.document = push[2]
+            news.arrived.set()
+
+
+class _News:
+    """What one waiter has been told: a document, or (None) that it should read the key."""
+
+    __slots__ = ("arrived", "document")
+
+    def __init__(self) -> None:
+        self.arrived = asyncio.Event()
+        self.document: bytes | None = None
+
+    def take(self) -> bytes | None:
+        self.arrived.clear()
+        document, self.document = self.document, None
+        return document
+
+
+def _key_prefix(prefix: str) -> str:
+    """Celery puts ``_`` behind the prefix of results unless it ends in a separator (section 2.11)."""
+    return prefix if not prefix or prefix[-1] in ":_-." else prefix + "_"

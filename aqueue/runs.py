@@ -1,0 +1,224 @@
+"""From a delivery to its verdict: decode, admit, run inside the onion, conclude.
+
+`Runs` is the middle of the worker's road (see `aqueue.worker`). Every delivery that enters leaves as one
+verdict in the settler's mailbox, or is dropped when its lease was lost meanwhile.
+"""
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from aqueue.admission import admit, understand
+from aqueue.app import AQueue
+from aqueue.broker import Broker, Delivery
+from aqueue.context import Context, enter
+from aqueue.failures import SoftTimeLimitExceeded, TimeLimitExceeded
+from aqueue.leases import LeaseKeeper
+from aqueue.outcome import CallNext, Dead, Done, GiveBack, Outcome, fold
+from aqueue.protocol import Request
+from aqueue.results import ResultStore
+from aqueue.retry import Retry
+from aqueue.saferepr import printable
+from aqueue.settler import Settlement, Settler
+from aqueue.slots import Slots
+from aqueue.task import Kind, Task
+from aqueue.verdicts import Verdicts, outcome_of
+
+logger = logging.getLogger("aqueue.worker")
+
+
+class Run:
+    """One delivery while its task runs."""
+
+    __slots__ = ("context", "delivery", "job", "request", "started", "task", "timer")
+
+    def __init__(self, delivery: Delivery, request: Request, task: Task[..., Any], context: Context) -> None:
+        self.delivery = delivery
+        self.request = request
+        self.task = task
+        self.context = context
+        self.started = 0.0
+        self.job: asyncio.Task[None] | None = None
+        self.timer: asyncio.TimerHandle | None = None
+
+    def end(self, reason: str) -> None:
+        """Have the run end early; the reason decides what becomes of the message."""
+        if self.context.cancel_reason is None:
+            self.context.cancel_reason = reason
+            if self.job is not None:
+                self.job.cancel()
+
+
+class Runs:
+    """The runs of one worker. Everything here happens on its event loop."""
+
+    def __init__(
+        self,
+        app: AQueue,
+        worker: str,
+        state: Mapping[str, Any],
+        broker: Broker,
+        store: ResultStore,
+        slots: Slots,
+        runner: CallNext,
+    ) -> None:
+        self._app = app
+        self._worker = worker
+        self._state = state
+        self._broker = broker
+        self._store = store
+        self._slots = slots
+        self._call = fold(app.middleware, runner)
+        self._verdicts = Verdicts(app.settings, store, worker)
+        self._loop = asyncio.get_running_loop()
+        self.settler = Settler(broker, store, self._settled)
+        self.leases = LeaseKeeper(broker, self._lost)
+        #: By receipt, from the start of a run until its verdict is posted.
+        self.active: dict[str, Run] = {}
+        #: Set when a slot has become free.
+        self.room = asyncio.Event()
+        #: Fails when something in here is broken.
+        self.broken: asyncio.Future[None] = self._loop.create_future()
+
+    # --- in ---
+
+    def accept(self, deliveries: Sequence[Delivery]) -> None:
+        """Start what can run, conclude what can't, give back what has no free slot."""
+        now = self._broker.now()
+        met: set[Kind] = set()
+        for delivery in deliveries:
+            self.leases.hold(delivery)
+            request = understand(delivery, self._app.serializer)
+            if isinstance(request, Dead):
+                self._conclude(delivery, None, None, request)
+                continue
+            task = admit(delivery, request, self._app.tasks, self._app.settings, now)
+            if not isinstance(task, Task):
+                self._conclude(delivery, request, None, task)
+                continue
+            met.add(task.definition.kind)
+            if self._slots.take(task.definition.kind):
+                self._start(delivery, request, task)
+            else:
+                self.settler.post(delivery, self._verdicts.of(delivery, request, task, GiveBack(), now))
+        if met:
+            self._slots.meet(met)
+
+    def _start(self, delivery: Delivery, request: Request, task: Task[..., Any]) -> None:
+        context = Context(
+            request,
+            deliveries=delivery.deliveries,
+            max_attempts=(task.definition.retry or Retry.none).attempts,
+            worker=self._worker,
+            state=self._state,
+            reporter=self,
+            loop=self._loop,
+        )
+        run = Run(delivery, request, task, context)
+        self.active[delivery.receipt] = run
+        run.started = self._loop.time()
+        run.timer = self._loop.call_at(run.started + self._limit(run), run.end, "timeout")
+        run.job = self._loop.create_task(self._perform(run))
+
+    def _limit(self, run: Run) -> float:
+        """Seconds the run may take: the message's limit, then the task's, then the app's."""
+        request = run.request
+        limits = [limit for limit in (request.time_limit, request.soft_time_limit) if limit is not None]
+        if limits:
+            return min(limits)
+        return run.task.definition.timeout or self._app.settings.timeout
+
+    # --- run ---
+
+    async def _perform(self, run: Run) -> None:
+        try:
+            enter(run.context)
+            outcome = await self._outcome(run)
+            self._finish(run, outcome)
+        except Exception as error:  # noqa: BLE001 - a bug in here ends the worker
+            if not self.broken.done():
+                self.broken.set_exception(error)
+
+    async def _outcome(self, run: Run) -> Outcome | None:
+        """How the run ended; None when the message is no longer ours to settle."""
+        try:
+            for gate in self._app.gates:
+                refused = await gate(run.context)
+                if refused is not None:
+                    return refused
+            request = run.request
+            request.args, request.kwargs = run.task.codec.decode(request.args, request.kwargs)
+            if self._app.settings.track_started and self._verdicts.keeps_result(request, run.task):
+                await self._store.put([self._verdicts.started(request)])
+            return Done(await self._call(run.context))
+        except BaseException as error:  # noqa: BLE001 - whatever a task raises is its outcome
+            reason = run.context.cancel_reason
+            if isinstance(error, asyncio.CancelledError) and reason is not None:
+                return self._interrupted(run, reason, error)
+            return outcome_of(error, run.request, run.task)
+
+    def _interrupted(self, run: Run, reason: str, error: BaseException) -> Outcome | None:
+        if reason == "timeout":
+            limit = self._limit(run)
+            soft = run.request.soft_time_limit is not None and limit == run.request.soft_time_limit
+            kind = SoftTimeLimitExceeded if soft else TimeLimitExceeded
+            return outcome_of(kind(limit).with_traceback(error.__traceback__), run.request, run.task)
+        return GiveBack() if reason == "shutdown" else None
+
+    async def report(self, request: Request, state: str, meta: Any) -> None:
+        """Store a state that a task tells of itself. Raises EncodeError, MessageTooLarge, StoreUnavailable."""
+        await self._store.put([self._verdicts.own_state(request, state, meta)])
+
+    # --- out ---
+
+    def _finish(self, run: Run, outcome: Outcome | None) -> None:
+        if run.timer is not None:
+            run.timer.cancel()
+        del self.active[run.delivery.receipt]
+        self._slots.give(run.task.definition.kind)
+        self.room.set()
+        if outcome is not None:
+            self._conclude(run.delivery, run.request, run.task, outcome)
+            self._tell(run.context, outcome, self._loop.time() - run.started)
+
+    def _conclude(
+        self, delivery: Delivery, request: Request | None, task: Task[..., Any] | None, outcome: Outcome
+    ) -> None:
+        self.settler.post(delivery, self._verdicts.of(delivery, request, task, outcome, self._broker.now()))
+        if isinstance(outcome, Dead):
+            _log_dead(delivery, request, outcome)
+
+    def _tell(self, context: Context, outcome: Outcome, seconds: float) -> None:
+        for observer in self._app.observers:
+            try:
+                observer(context, outcome, seconds)
+            except Exception:
+                logger.exception("observer %r failed on %s[%s]", observer, context.task, context.id)
+
+    def _settled(self, settlements: Sequence[Settlement]) -> None:
+        for delivery, _ in settlements:
+            self.leases.drop(delivery)
+        self.room.set()
+
+    def _lost(self, deliveries: Sequence[Delivery]) -> None:
+        """Told by the lease keeper's thread: others may run these now, so ours are stopped."""
+        self._loop.call_soon_threadsafe(self._drop, deliveries)
+
+    def _drop(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            run = self.active.get(delivery.receipt)
+            if run is not None:
+                logger.error("lost the lease of %s[%s]; its run is stopped", run.request.task, run.request.id)
+                run.end("lease lost")
+
+
+def _log_dead(delivery: Delivery, request: Request | None, outcome: Dead) -> None:
+    what = "a message" if request is None else f"{request.task}[{request.id}]"
+    logger.error(
+        "buried %s from queue %s: %s: %s (see `aqueue dead list`)",
+        printable(what),
+        delivery.message.queue,
+        outcome.reason,
+        printable(outcome.detail, 500),
+    )

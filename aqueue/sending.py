@@ -1,0 +1,189 @@
+"""From a signature to a stored message: route, encode, announce, publish. One `Producer` an event loop."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from datetime import datetime, timedelta, timezone
+from fnmatch import fnmatchcase
+from typing import Any
+
+from aqueue.async_result import AsyncResult
+from aqueue.broker import Broker
+from aqueue.context import current
+from aqueue.errors import EncodeError, StoreUnavailable
+from aqueue.identifiers import new_id, origin
+from aqueue.options import Options, check
+from aqueue.outbox import Outbox
+from aqueue.protocol import Call, Message, Record, task_message
+from aqueue.results import PENDING, Result, ResultStore
+from aqueue.saferepr import saferepr
+from aqueue.serialization import Serializer
+from aqueue.settings import Route, Settings
+from aqueue.task import Signature
+
+logger = logging.getLogger("aqueue.send")
+
+
+class Routes:
+    """Where tasks go by their names; a name is looked up once."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._table = settings.routes
+        self._found: dict[str, Options] = {}
+
+    def __call__(self, task: str) -> Options:
+        """Options for a task that says nothing itself. The caller must not change them."""
+        found = self._found.get(task)
+        if found is None:
+            routes = [route for glob, route in self._table.items() if fnmatchcase(task, glob)]
+            found = self._found[task] = _as_options(routes[0] if routes else {})
+        return found
+
+
+class Producer:
+    """Sends over one event loop's broker and result store."""
+
+    def __init__(
+        self, settings: Settings, routes: Routes, serializer: Serializer, broker: Broker, store: ResultStore
+    ) -> None:
+        self.broker = broker
+        self.store = store
+        self._settings = settings
+        self._routes = routes
+        self._serializer = serializer
+        self._outbox = Outbox(broker, settings.send_timeout)
+        self._origin = origin()
+        #: Where rpc results would go; unique for the process, as every Celery message names one.
+        self._reply_to = new_id()
+
+    async def send(self, signatures: Sequence[Signature[Any]]) -> list[AsyncResult[Any]]:
+        """Store all calls in one step.
+
+        Raises InvalidArguments, EncodeError, MessageTooLarge, EnqueueFailed, EnqueueUnknown.
+        """
+        sent: list[AsyncResult[Any]] = []
+        messages: list[Message] = []
+        for signature in signatures:
+            message, ignored = self._message(signature)
+            messages.append(message)
+            sent.append(
+                AsyncResult(message.headers["id"], self._get_store, codec=signature.codec, known=True, ignored=ignored)
+            )
+        announcing = [message.announce for message in messages if message.announce is not None]
+        if announcing and not self.broker.keeps(self.store.place):
+            for message in messages:
+                message.announce = None
+            await asyncio.gather(self._outbox.publish(messages), self._announce(announcing))
+        else:
+            await self._outbox.publish(messages)
+        return sent
+
+    async def close(self) -> None:
+        """Wait for what is on its way, and close the connections."""
+        await self._outbox.close()
+        await self.broker.__aexit__(None, None, None)
+        await self.store.__aexit__(None, None, None)
+
+    def _get_store(self) -> ResultStore:
+        return self.store
+
+    def _message(self, signature: Signature[Any]) -> tuple[Message, bool]:
+        """The message for a call, and whether its result is ignored."""
+        options: Options = {**self._routes(signature.task), **signature.options}
+        serializer = options.get("serializer", self._settings.serializer)
+        ignored = options.get("ignore_result", self._settings.ignore_result)
+        args, kwargs = list(signature.args), dict(signature.kwargs)
+        if signature.codec is not None:
+            args, kwargs = signature.codec.encode(args, kwargs, serializer)
+        task_id = options.get("task_id") or new_id()
+        delay, eta = self._start(options)
+        expires, expires_in = self._expiry(options)
+        parent = current()
+        call = Call(
+            task=signature.task,
+            id=task_id,
+            args=args,
+            kwargs=kwargs,
+            argsrepr=options.get("argsrepr") or saferepr(tuple(signature.args)),
+            kwargsrepr=options.get("kwargsrepr") or saferepr(dict(signature.kwargs)),
+            queue=options.get("queue", self._settings.default_queue),
+            serializer=serializer,
+            compression=options.get("compression", self._settings.compression),
+            reply_to=self._reply_to,
+            origin=self._origin,
+            root_id=task_id if parent is None else parent.root_id,
+            parent_id=None if parent is None else parent.id,
+            priority=options.get("priority", self._settings.default_priority),
+            delay=delay,
+            eta=eta,
+            expires=expires,
+            expires_in=expires_in,
+            time_limit=options.get("timeout"),
+            soft_time_limit=options.get("soft_timeout"),
+            ignore_result=ignored,
+            shadow=options.get("shadow"),
+            headers=options.get("headers"),
+            exchange=options.get("exchange", ""),
+            routing_key=options.get("routing_key", ""),
+        )
+        try:
+            message = task_message(call, self._serializer)
+        except EncodeError as error:
+            raise _named(error, call, self._serializer) from None
+        if self._settings.track_sent and not ignored:
+            message.announce = self._pending(task_id, delay)
+        return message, ignored
+
+    def _pending(self, task_id: str, delay: float) -> Record:
+        record = self.store.record(Result(task_id=task_id, state=PENDING))
+        return record if record.ttl is None else Record(record.key, record.value, record.ttl + delay)
+
+    def _start(self, options: Options) -> tuple[float, datetime | None]:
+        """Seconds to wait, and the ETA to write."""
+        if "eta" in options:
+            eta = _aware(options["eta"])
+            return max(0.0, eta.timestamp() - self.broker.now()), eta
+        countdown = options.get("countdown", 0.0)
+        if not countdown:
+            return 0.0, None
+        return countdown, self._utc(countdown)
+
+    def _expiry(self, options: Options) -> tuple[datetime | None, float | None]:
+        """The time to write, and the seconds until then."""
+        expires = options.get("expires")
+        if expires is None:
+            return None, None
+        if isinstance(expires, datetime):
+            expires = _aware(expires)
+            return expires, expires.timestamp() - self.broker.now()
+        return self._utc(expires), expires
+
+    def _utc(self, seconds: float) -> datetime:
+        return datetime.fromtimestamp(self.broker.now(), timezone.utc) + timedelta(seconds=seconds)
+
+    async def _announce(self, records: Sequence[Record]) -> None:
+        try:
+            await self.store.announce(records)
+        except StoreUnavailable as error:
+            logger.warning("sent, but not recorded as sent: %s", error)
+
+
+def _as_options(route: Route) -> Options:
+    return check({"queue": route} if isinstance(route, str) else route)
+
+
+def _aware(time: datetime) -> datetime:
+    """A time without a zone is UTC, as every worker reads it."""
+    return time if time.tzinfo is not None else time.replace(tzinfo=timezone.utc)
+
+
+def _named(error: EncodeError, call: Call, serializer: Serializer) -> EncodeError:
+    """The same error, naming the argument that can't be written."""
+    arguments = {**{str(i): value for i, value in enumerate(call.args)}, **call.kwargs}
+    for name, value in arguments.items():
+        try:
+            serializer.dumps(value, call.serializer)
+        except EncodeError as found:
+            where = f"argument {name!r}" if not name.isdecimal() else f"argument number {int(name) + 1}"
+            return EncodeError(f"{call.task}: {where} {found}")
+    return EncodeError(f"{call.task}: the arguments {error}")

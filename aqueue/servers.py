@@ -1,0 +1,73 @@
+"""Which broker and which result store an app uses, and how to make them."""
+
+import os
+from typing import Final
+
+from aqueue import broker as brokers
+from aqueue import results as stores
+from aqueue.broker import Broker, BrokerFactory, BrokerOptions
+from aqueue.results import ResultStore, StoreFactory, StoreOptions
+from aqueue.settings import Settings
+from aqueue.url import Url
+
+#: Where tasks go when nobody says where.
+DEFAULT_BROKER: Final = "sqlite:///aqueue.db"
+
+
+class Servers:
+    """Made from URLs or factories; drivers are imported by the first use."""
+
+    def __init__(
+        self, broker: str | BrokerFactory | None, backend: str | StoreFactory | None, settings: Settings
+    ) -> None:
+        broker = broker or os.environ.get("AQUEUE_BROKER_URL") or DEFAULT_BROKER
+        self._broker = Url(broker) if isinstance(broker, str) else broker
+        backend = backend or os.environ.get("AQUEUE_RESULT_BACKEND") or None
+        if backend is None and isinstance(self._broker, Url):
+            backend = self._broker.reveal()
+        self._store = Url(backend) if isinstance(backend, str) else backend or Url("memory://")
+        self._settings = settings
+        self._broker_factory: BrokerFactory | None = None if isinstance(self._broker, Url) else self._broker
+        self._store_factory: StoreFactory | None = None if isinstance(self._store, Url) else self._store
+
+    @property
+    def broker_name(self) -> str:
+        """The broker's URL with the password hidden."""
+        return str(self._broker)
+
+    @property
+    def store_name(self) -> str:
+        """The result store's URL with the password hidden."""
+        return str(self._store)
+
+    def broker(self) -> Broker:
+        """A broker for the running event loop. Raises ConfigurationError."""
+        if isinstance(self._broker, Url) and self._broker_factory is None:
+            self._broker_factory = brokers.from_url(self._broker)
+        assert self._broker_factory is not None, "made above, or given"
+        settings = self._settings
+        return self._broker_factory(
+            BrokerOptions(
+                lease=settings.lease,
+                timeout=settings.send_timeout,
+                limits=settings.limits,
+                eta_queues=settings.eta_queues,
+            )
+        )
+
+    def store(self) -> ResultStore:
+        """A result store for the running event loop. Raises ConfigurationError."""
+        if isinstance(self._store, Url) and self._store_factory is None:
+            self._store_factory = stores.from_url(self._store)
+        assert self._store_factory is not None, "made above, or given"
+        settings = self._settings
+        return self._store_factory(
+            StoreOptions(
+                serializer=settings.result_serializer,
+                accept=settings.result_accept_content or settings.accept_content,
+                compression=settings.result_compression,
+                expires=settings.result_expires,
+                timeout=settings.send_timeout,
+                limits=settings.limits,
+            )
+        )

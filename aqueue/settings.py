@@ -1,0 +1,68 @@
+"""What an app decides once, for all its tasks. Times are in seconds, sizes in bytes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from aqueue.errors import ConfigurationError
+from aqueue.options import Options
+from aqueue.protocol import MAX_PRIORITY
+from aqueue.serialization import Limits, Signer
+
+#: Where a task goes: a queue, or options such as ``{"queue": "feeds", "priority": 5}``.
+Route = str | Options
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Settings of an `AQueue`; every default is what a Celery fleet expects, or safer."""
+
+    #: For tasks that nothing routes elsewhere.
+    default_queue: str = "celery"
+    #: 0 to 9, higher is more urgent. On a Redis shared with Celery clients that set no priority, 9 puts ours
+    #: among theirs: without one theirs are the most urgent there.
+    default_priority: int = 0
+    #: Task name, with ``*`` and ``?``, to where it goes; the first that fits counts.
+    routes: Mapping[str, Route] = field(default_factory=dict[str, Route])
+    #: Queues (globs) that only Celery workers consume: their ETAs are sent for those workers to hold.
+    eta_queues: Sequence[str] = ()
+    #: Modules to import before a worker starts.
+    include: Sequence[str] = ()
+
+    serializer: str = "json"
+    compression: str | None = None
+    accept_content: Sequence[str] = ("json",)
+    #: For the ``auth`` serializer, see `aqueue.signing.Auth`.
+    signer: Signer | None = None
+    limits: Limits = field(default_factory=Limits)
+
+    #: Keep no results, unless a task says otherwise.
+    ignore_result: bool = False
+    result_serializer: str = "json"
+    result_accept_content: Sequence[str] | None = None
+    result_compression: str | None = None
+    #: How long results are kept; None keeps them for ever.
+    result_expires: float | None = 86400.0
+    #: Store name, arguments, worker, retries and queue with each result.
+    result_extended: bool = False
+    #: Record each sent task as PENDING, so that an unknown id can be told from a waiting one.
+    track_sent: bool = True
+    #: Record STARTED when a task begins.
+    track_started: bool = False
+
+    #: All that `send` may take, connecting included.
+    send_timeout: float = 5.0
+    #: How long a claim lasts without being renewed; the same for every worker of a queue.
+    lease: float = 30.0
+    #: A task without a `timeout` of its own may run this long.
+    timeout: float = 3600.0
+    #: A message whose holder was lost this often is buried.
+    max_deliveries: int = 5
+    #: A message whose task no worker here knows waits this long for one that does, then it is buried.
+    unknown_grace: float = 3600.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.default_priority <= MAX_PRIORITY:
+            raise ConfigurationError(f"default_priority is 0 to {MAX_PRIORITY}, got {self.default_priority}")
+        for name in ("send_timeout", "lease", "timeout"):
+            if getattr(self, name) <= 0:
+                raise ConfigurationError(f"{name} is a number of seconds over 0, got {getattr(self, name)}")

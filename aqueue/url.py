@@ -1,0 +1,62 @@
+"""Connection URLs whose password can't leak: every text form of a `Url` hides it."""
+
+import re
+from collections.abc import Mapping
+from typing import NoReturn
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from aqueue.errors import ConfigurationError
+
+#: Up to the last @ of each URL, so that a password with unescaped ``/``, ``@`` or ``:`` is hidden whole.
+_CREDENTIALS = re.compile(r"(?<=://)(?P<user>[^:@/;,]*):[^;]*@")
+_SECRET_PARAMETERS = re.compile(r"(?i)([?&;][^=&;]*(?:password|secret|token)[^=&;]*=)[^&;]*")
+_SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://")
+
+
+class Url:
+    """A parsed URL. ``str``, ``repr`` and ``format`` hide the password, ``reveal()`` shows it.
+
+    Only ``scheme`` and ``query`` are looked at here; each driver reads the rest of its own URLs.
+    """
+
+    __slots__ = ("_text", "query", "scheme")
+
+    def __init__(self, text: str) -> None:
+        found = _SCHEME.match(text)
+        if found is None:
+            raise ConfigurationError(f"{mask(text)!r} is no URL; expected something like redis://localhost:6379/0")
+        self._text = text
+        self.scheme = found["scheme"].lower()
+        try:
+            self.query: Mapping[str, str] = {key: values[0] for key, values in parse_qs(urlsplit(text).query).items()}
+        except ValueError as error:
+            raise ConfigurationError(f"bad URL {self}: {error}") from None
+
+    def reveal(self) -> str:
+        """The URL as it was given, password included."""
+        return self._text
+
+    @property
+    def path(self) -> str:
+        """The path with percent escapes decoded: ``/2`` in ``redis://localhost/2``."""
+        return unquote(urlsplit(self._text).path)
+
+    def __str__(self) -> str:
+        return mask(self._text)
+
+    def __repr__(self) -> str:
+        return f"Url({mask(self._text)!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Url) and other._text == self._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Url holds a password and is not pickled; pass url.reveal() where that is meant")
+
+
+def mask(text: str) -> str:
+    """A URL, or several joined by ``;`` or ``,``, with every password replaced by ``***``."""
+    return _SECRET_PARAMETERS.sub(r"\1***", _CREDENTIALS.sub(r"\g<user>:***@", text))

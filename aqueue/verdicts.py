@@ -1,0 +1,193 @@
+"""From an outcome to what the broker and the result store are told; the one place that decides it."""
+
+import logging
+import os
+import time
+from datetime import datetime, timezone
+from typing import Any
+
+import msgspec
+
+from aqueue.admission import task_id_of
+from aqueue.arguments import PLAIN_TYPES
+from aqueue.broker import Ack, Bury, Delivery, Release, Verdict
+from aqueue.errors import ControlFlow, EncodeError, Ignore, InvalidArguments, MessageTooLarge, Reject, RetryTask
+from aqueue.failures import Rejected, remote_error, traceback_text
+from aqueue.outcome import Again, Dead, Done, Failed, GiveBack, Outcome, PutOff, Revoked, Skipped
+from aqueue.protocol import Message, Record, Request, retry_message
+from aqueue.results import FAILURE, FINAL_STATES, RETRY, REVOKED, STARTED, SUCCESS, RemoteError, Result, ResultStore
+from aqueue.retry import Retry
+from aqueue.settings import Settings
+from aqueue.task import Task
+
+logger = logging.getLogger("aqueue.worker")
+
+
+def outcome_of(error: BaseException, request: Request, task: Task[..., Any]) -> Outcome:
+    """What an exception out of a run means. Running out of time is decided by the worker, not here."""
+    policy = task.definition.retry
+    match error:
+        case Ignore():
+            return Skipped()
+        case Reject(requeue=True):
+            return GiveBack(last=True)
+        case Reject(reason=reason):
+            return Dead("rejected", reason, Rejected(reason, False))
+        case RetryTask():
+            return _retry(error, request, policy or Retry.default)
+        case InvalidArguments():
+            return Failed(error)
+        case _:
+            return _after_error(error, request, policy or Retry.none)
+
+
+def _after_error(error: BaseException, request: Request, policy: Retry) -> Outcome:
+    if request.retries + 1 < policy.attempts and not isinstance(error, ControlFlow) and policy.wants(error):
+        return Again(policy.delay(request.retries + 1), error)
+    return Failed(error)
+
+
+def _retry(asked: RetryTask, request: Request, policy: Retry) -> Outcome:
+    attempts = policy.attempts if asked.attempts is None else asked.attempts
+    if request.retries + 1 >= attempts:
+        return Failed(
+            asked.error or MaxRetriesExceeded(f"{request.task}[{request.id}] was retried {request.retries} times")
+        )
+    return Again(policy.delay(request.retries + 1) if asked.after is None else asked.after, asked.error)
+
+
+class Clock:
+    """The time as Celery writes it; the text, which costs more than the reading, is kept for a millisecond."""
+
+    def __init__(self) -> None:
+        self._made = 0.0
+        self._text = ""
+
+    def __call__(self) -> str:
+        now = time.time()
+        if not 0 <= now - self._made < 0.001:
+            self._made = now
+            self._text = datetime.fromtimestamp(now, timezone.utc).isoformat(timespec="microseconds")
+        return self._text
+
+
+class MaxRetriesExceeded(Exception):
+    """A task asked to be run again and had no attempt left."""
+
+
+class Verdicts:
+    """Outcomes to verdicts, for one worker."""
+
+    def __init__(self, settings: Settings, store: ResultStore, worker: str) -> None:
+        self._settings = settings
+        self._store = store
+        self._worker = worker
+        self._clock = Clock()
+
+    def of(
+        self, delivery: Delivery, request: Request | None, task: Task[..., Any] | None, outcome: Outcome, now: float
+    ) -> Verdict:
+        """``request`` is None for a message that can't be read; ``now`` is the broker's clock as unix time."""
+        match outcome:
+            case Done(value=value):
+                return Ack(record=self._success(delivery, request, task, value))
+            case Failed(error=error):
+                return Ack(record=self._failure(delivery, request, task, error))
+            case Again(delay=delay, error=error):
+                assert request is not None, "only what was understood can run"
+                record = self._record(delivery, request, task, RETRY, error and remote_error(error), _trace(error))
+                return Ack(publish=[retry_message(request, delay, now)], record=record)
+            case GiveBack(delay=delay, last=last):
+                return Release(delay, last)
+            case PutOff(delay=delay, headers=headers):
+                assert isinstance(delivery.message, Message), "only what was understood is put off"
+                marked = {**delivery.message.headers, **headers}
+                return Ack(publish=[msgspec.structs.replace(delivery.message, headers=marked, delay=delay)])
+            case Revoked(reason=reason):
+                told = RemoteError("TaskRevokedError", [reason], "celery.exceptions")
+                return Ack(record=self._record(delivery, request, task, REVOKED, told))
+            case Skipped():
+                return Ack()
+            case Dead(reason=reason, detail=detail, error=error):
+                return Bury(reason, detail, None if error is None else self._failure(delivery, request, task, error))
+
+    def started(self, request: Request) -> Record:
+        """The record of a task that has begun."""
+        value = {"pid": os.getpid(), "hostname": self._worker}
+        return self._store.record(Result(task_id=request.id, state=STARTED, value=value))
+
+    def own_state(self, request: Request, state: str, meta: Any) -> Record:
+        """The record of a state that a task tells of itself. Raises EncodeError, MessageTooLarge."""
+        return self._store.record(Result(task_id=request.id, state=state, value=meta))
+
+    def keeps_result(self, request: Request | None, task: Task[..., Any] | None) -> bool:
+        """Whether anybody wants to know how it ended: the message decides, then the task, then the app."""
+        if request is not None and request.ignore_result is not None:
+            return not request.ignore_result
+        if task is None:
+            return not self._settings.ignore_result
+        return not task.definition.options.get("ignore_result", self._settings.ignore_result)
+
+    def _success(
+        self, delivery: Delivery, request: Request | None, task: Task[..., Any] | None, value: Any
+    ) -> Record | None:
+        try:
+            if task is not None and type(value) not in PLAIN_TYPES and self.keeps_result(request, task):
+                value = task.codec.encode_result(value, self._settings.result_serializer)
+            return self._record(delivery, request, task, SUCCESS, value)
+        except (EncodeError, MessageTooLarge) as error:  # the work is done: it is not run again for this
+            logger.error("%s ended well, but its result can't be stored: %s", _named(request), error)
+            return self._failure(delivery, request, task, error)
+
+    def _failure(
+        self, delivery: Delivery, request: Request | None, task: Task[..., Any] | None, error: BaseException
+    ) -> Record | None:
+        text = None if error.__traceback__ is None else traceback_text(error)
+        try:
+            return self._record(delivery, request, task, FAILURE, remote_error(error), text)
+        except (EncodeError, MessageTooLarge) as failure:
+            told = RemoteError(type(error).__qualname__, [f"(can't be stored: {failure})"], type(error).__module__)
+            return self._record(delivery, request, task, FAILURE, told)
+
+    def _record(
+        self,
+        delivery: Delivery,
+        request: Request | None,
+        task: Task[..., Any] | None,
+        state: str,
+        value: Any,
+        text: str | None = None,
+    ) -> Record | None:
+        task_id = task_id_of(delivery.message) if request is None else request.id
+        if task_id is None or not self.keeps_result(request, task):
+            return None
+        done = self._clock() if state in FINAL_STATES else None
+        extra = self._extra(request) if request is not None else {}
+        return self._store.record(
+            Result(task_id=task_id, state=state, value=value, traceback=text, date_done=done, extra=extra)
+        )
+
+    def _extra(self, request: Request) -> dict[str, Any]:
+        extra: dict[str, Any] = {}
+        if request.group is not None:
+            extra["group_id"] = request.group
+        if request.parent_id is not None:
+            extra["parent_id"] = request.parent_id
+        if self._settings.result_extended:
+            extra |= {
+                "name": request.task,
+                "args": request.args,
+                "kwargs": request.kwargs,
+                "worker": self._worker,
+                "retries": request.retries,
+                "queue": request.message.queue,
+            }
+        return extra
+
+
+def _trace(error: BaseException | None) -> str | None:
+    return None if error is None else traceback_text(error)
+
+
+def _named(request: Request | None) -> str:
+    return "a task" if request is None else f"{request.task}[{request.id}]"

@@ -1,0 +1,176 @@
+"""The worker: fetch -> decode -> admit -> run -> settle.
+
+::
+
+    fetch ──> decode ──> admit ──> run ──> settle
+    broker    bytes to   is it     gates,   mailbox: results are stored, the broker settles, in batches
+              Request    time?     onion,
+                         ours?     runner
+    `Intake`  `aqueue.admission`   `Runs`   `aqueue.verdicts`, `Settler`
+
+What comes out of a run is one `Outcome`; `Verdicts` turns it into what the broker is told. A lost broker is
+a pause, in `Intake`. Anything else that goes wrong in here is a bug: it ends the worker loudly, a
+supervisor starts it again, and leases bring the work back.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from typing import Any, Final, NoReturn
+
+from aqueue.app import AQueue
+from aqueue.broker import Broker, Delivery
+from aqueue.errors import BrokerUnavailable
+from aqueue.identifiers import node_name
+from aqueue.runners import ThreadPool, runner_for
+from aqueue.runs import Runs
+from aqueue.slots import Slots
+from aqueue.task import Kind
+
+logger = logging.getLogger("aqueue.worker")
+
+#: Seconds one fetch waits for messages; they wake it.
+_WAIT: Final = 15.0
+#: Longest pause (seconds) between tries to reach a lost broker, shortened at random.
+_LONGEST_PAUSE: Final = 5.0
+#: Seconds that cancelled runs, and what is left to settle, may take at the end.
+_FAREWELL: Final = 5.0
+
+
+class Worker:
+    """Runs an app's tasks until stopped. Used once, on one event loop.
+
+    ``queues`` defaults to every queue that the app names. ``concurrency`` bounds the coroutines, ``threads``
+    the plain functions that run at once. ``grace`` is how long (seconds) running tasks may go on after `stop`.
+    """
+
+    def __init__(
+        self,
+        app: AQueue,
+        *,
+        queues: Sequence[str] = (),
+        concurrency: int = 100,
+        threads: int = 16,
+        name: str = "worker",
+        grace: float = 25.0,
+    ) -> None:
+        self.app = app
+        self.queues = list(queues) or app.queues()
+        self.name = node_name(name)
+        self.grace = grace
+        self.slots: dict[Kind, int] = {"coroutine": concurrency, "thread": threads}
+        self._stopping = asyncio.Event()
+        self._hurrying = asyncio.Event()
+
+    def stop(self) -> None:
+        """Claim nothing more, and end when the running tasks have; called again, give them back at once."""
+        if self._stopping.is_set():
+            self._hurrying.set()
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Work until `stop`. A lost broker is waited for; a bug is raised."""
+        async with AsyncExitStack() as stack:
+            producer = (await stack.enter_async_context(self.app)).producer()
+            producer.broker.holder = self.name
+            state = await self._enter_lifespans(stack)
+            threads = ThreadPool(self.slots["thread"], asyncio.get_running_loop())
+            stack.callback(threads.close)
+            slots = Slots(self.slots)
+            runner = runner_for(threads, self.app.tasks)
+            runs = Runs(self.app, self.name, state, producer.broker, producer.store, slots, runner)
+            runs.leases.start()
+            stack.callback(runs.leases.stop)
+            await self._work(runs, Intake(producer.broker, self.queues, slots, runs))
+
+    async def _enter_lifespans(self, stack: AsyncExitStack) -> Mapping[str, Any]:
+        state: dict[str, Any] = {}
+        for lifespan in self.app.lifespans:
+            made: Mapping[str, Any] | None = await stack.enter_async_context(lifespan(self.app))
+            state.update(made or {})
+        return state
+
+    async def _work(self, runs: Runs, intake: "Intake") -> None:
+        taking = asyncio.create_task(intake.run())
+        settling = asyncio.create_task(runs.settler.run())
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            watched: list[asyncio.Future[Any]] = [taking, settling, stopping, runs.broken]
+            await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await _cancel(taking, stopping)
+            if self._stopping.is_set():
+                await self._let_finish(runs)
+            await _end(runs)
+            runs.settler.close()
+            await asyncio.wait([settling], timeout=_FAREWELL)
+            await _cancel(settling)
+        for part in (taking, settling, runs.broken):
+            if part.done() and not part.cancelled():
+                part.result()
+        if runs.settler.backlog:
+            logger.error("%d tasks could not be settled; their leases will end by themselves", runs.settler.backlog)
+
+    async def _let_finish(self, runs: Runs) -> None:
+        """Give running tasks their time, unless asked to hurry."""
+        if runs.active:
+            logger.info("waiting up to %g s for %d running tasks", self.grace, len(runs.active))
+        hurrying = asyncio.create_task(self._hurrying.wait())
+        jobs = [run.job for run in runs.active.values() if run.job is not None]
+        if jobs:
+            watched: list[asyncio.Future[Any]] = [asyncio.gather(*jobs), hurrying]
+            await asyncio.wait(watched, timeout=self.grace, return_when=asyncio.FIRST_COMPLETED)
+        await _cancel(hurrying)
+
+
+async def _end(runs: Runs) -> None:
+    """Stop what still runs; its messages go back to the front, uncounted."""
+    jobs = [run.job for run in runs.active.values() if run.job is not None]
+    for run in list(runs.active.values()):
+        run.end("shutdown")
+    if jobs:
+        _, stuck = await asyncio.wait(jobs, timeout=_FAREWELL)
+        if stuck:
+            logger.error("%d tasks ignore that they were cancelled; their leases will end by themselves", len(stuck))
+
+
+async def _cancel(*tasks: "asyncio.Task[Any]") -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+
+class Intake:
+    """Claims what can be started, and pauses while the broker is away."""
+
+    def __init__(self, broker: Broker, queues: Sequence[str], slots: Slots, runs: Runs) -> None:
+        self._broker = broker
+        self._queues = queues
+        self._slots = slots
+        self._runs = runs
+
+    async def run(self) -> NoReturn:
+        while True:
+            limit = self._slots.demand()
+            self._runs.room.clear()
+            if limit <= 0 or self._runs.settler.backlog > self._slots.total:
+                await self._runs.room.wait()
+            else:
+                self._runs.accept(await self._fetch(limit))
+
+    async def _fetch(self, limit: int) -> Sequence[Delivery]:
+        failures = 0
+        while True:
+            try:
+                found = await self._broker.fetch(self._queues, limit, _WAIT)
+            except BrokerUnavailable as error:
+                failures += 1
+                if failures == 1:
+                    logger.warning("the broker is away, waiting for it: %s", error)
+                await asyncio.sleep(min(_LONGEST_PAUSE, 0.1 * 2**failures) * random.uniform(0.5, 1.0))
+            else:
+                if failures:
+                    logger.info("the broker is back")
+                return found
