@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 from aqueue.async_result import AsyncResult
 from aqueue.broker import BrokerFactory
-from aqueue.context import Context
+from aqueue.context import Context, current
 from aqueue.decorator import BoundTaskDecorator, TaskDecorator, kind_of, takes_context
 from aqueue.errors import ConfigurationError
 from aqueue.options import Options, check
@@ -152,10 +152,12 @@ class AQueue:
 
     def queues(self) -> list[str]:
         """Every queue that the app names: its default, its routes', its tasks'."""
-        default = self.settings.default_queue
-        routed = [self._routes(name).get("queue", default) for name in self.tasks]
-        named = [task.definition.options.get("queue", default) for task in self.tasks.values()]
-        return list(dict.fromkeys((default, *routed, *named)))
+        return list(dict.fromkeys((self.settings.default_queue, *map(self.queue_of, self.tasks.values()))))
+
+    def queue_of(self, task: Task[..., Any]) -> str:
+        """Where a task goes when a call says nothing else."""
+        options: Options = {**self._routes(task.name), **task.definition.options}
+        return options.get("queue", self.settings.default_queue)
 
     def add_middleware(self, middleware: Middleware) -> Middleware:
         """Wrap every run; the first added is outermost. Works as a decorator."""
@@ -205,7 +207,8 @@ class AQueue:
 
     def send_sync(self, signature: Signature[R]) -> AsyncResult[R]:
         """`send` for code without an event loop. Raises RuntimeError inside a running one."""
-        return self._bridge.run(self.send(signature))
+        context = current()
+        return self._bridge.run(self.send(signature), None if context is None else context.loop)
 
     def result(self, task_id: str, *, known: bool = False) -> AsyncResult[Any]:
         """The result of a task sent earlier, here or elsewhere.
@@ -229,16 +232,23 @@ class AQueue:
         return producer
 
     async def __aenter__(self) -> Self:
-        self.producer()
+        self.producer().users += 1
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self.close()
+        producer = self.producer()
+        producer.users -= 1
+        if producer.users <= 0:
+            await self.close()
 
     async def close(self) -> None:
-        """Close this event loop's connections; the next send opens new ones."""
+        """Close the connections of this event loop, and those behind `send_sync`; the next send opens new ones."""
+        await self._close_here()
+        await self._bridge.close(self._close_here())
+
+    async def _close_here(self) -> None:
         producer = self._producers.pop(asyncio.get_running_loop(), None)
         if producer is not None:
             await producer.close()

@@ -28,7 +28,7 @@ class Context:
 
     __slots__ = (
         "_cancelled",
-        "_loop",
+        "loop",
         "_reporter",
         "cancel_reason",
         "deliveries",
@@ -60,7 +60,8 @@ class Context:
         #: Why the run is being ended: ``timeout``, ``shutdown``, ``lease lost``; None while it is not.
         self.cancel_reason: str | None = None
         self._reporter = reporter
-        self._loop = loop
+        #: The worker's event loop; None for a plain call.
+        self.loop = loop
 
     @property
     def id(self) -> str:
@@ -120,8 +121,8 @@ class Context:
 
     def update_state_sync(self, state: str, meta: Any = None) -> None:
         """`update_state` for thread tasks."""
-        if self._reporter is not None and self._loop is not None:
-            asyncio.run_coroutine_threadsafe(self.update_state(state, meta), self._loop).result()
+        if self._reporter is not None and self.loop is not None:
+            asyncio.run_coroutine_threadsafe(self.update_state(state, meta), self.loop).result()
 
 
 _current: ContextVar[Context | None] = ContextVar("aqueue_context", default=None)

@@ -24,10 +24,16 @@ async def run_coroutine(task: Task[..., Any], context: Context) -> Any:
     return await task.function(*task.definition.first_arguments(context), *request.args, **request.kwargs)
 
 
+#: What a call returned, and what it raised.
+_Ended = tuple[Any, BaseException | None]
+
+
 class _Job:
+    """A call, and how it ended; errors are carried, as a future can't hold all of them."""
+
     __slots__ = ("call", "error", "future", "value")
 
-    def __init__(self, call: Callable[[], Any], future: "asyncio.Future[Any]") -> None:
+    def __init__(self, call: Callable[[], Any], future: "asyncio.Future[_Ended]") -> None:
         self.call = call
         self.future = future
         self.value: Any = None
@@ -59,16 +65,18 @@ class ThreadPool:
         """
         request = context.request
         before = task.definition.first_arguments(context)
-        future = self._submit(lambda: task.function(*before, *request.args, **request.kwargs))
+        ended = self._submit(lambda: task.function(*before, *request.args, **request.kwargs))
         try:
-            return await asyncio.shield(future)
+            value, error = await asyncio.shield(ended)
         except asyncio.CancelledError:
             if context.cancel_reason not in _LEAVE_THREAD:
-                await asyncio.wait([future])
-                future.exception()
+                await asyncio.wait([ended])
             raise
+        if error is not None:
+            raise error
+        return value
 
-    def _submit(self, function: Callable[[], Any]) -> "asyncio.Future[Any]":
+    def _submit(self, function: Callable[[], Any]) -> "asyncio.Future[_Ended]":
         job = _Job(partial(contextvars.copy_context().run, function), self._loop.create_future())
         self._unfinished += 1
         if len(self._threads) < min(self._size, self._unfinished):
@@ -107,28 +115,12 @@ class ThreadPool:
             self._waking = False
         self._unfinished -= len(ended)
         for job in ended:
-            if job.future.done():
-                continue
-            if job.error is None:
-                job.future.set_result(job.value)
-            else:
-                job.future.set_exception(_as_exception(job.error))
+            if not job.future.done():
+                job.future.set_result((job.value, job.error))
 
 
 def _nothing() -> None:
     return None
-
-
-class ThreadError(Exception):
-    """Carries what a future can't: StopIteration, and exceptions that would end the loop."""
-
-
-def _as_exception(error: BaseException) -> BaseException:
-    if isinstance(error, StopIteration | KeyboardInterrupt | SystemExit):
-        wrapped = ThreadError(f"{type(error).__name__}: {error}")
-        wrapped.__cause__ = error
-        return wrapped
-    return error
 
 
 def runner_for(threads: ThreadPool, tasks: dict[str, Task[..., Any]]) -> CallNext:

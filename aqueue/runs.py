@@ -6,6 +6,7 @@ verdict in the settler's mailbox, or is dropped when its lease was lost meanwhil
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -86,7 +87,7 @@ class Runs:
     def accept(self, deliveries: Sequence[Delivery]) -> None:
         """Start what can run, conclude what can't, give back what has no free slot."""
         now = self._broker.now()
-        met: set[Kind] = set()
+        met: defaultdict[str, set[Kind]] = defaultdict(set)
         for delivery in deliveries:
             self.leases.hold(delivery)
             request = understand(delivery, self._app.serializer)
@@ -97,13 +98,13 @@ class Runs:
             if not isinstance(task, Task):
                 self._conclude(delivery, request, None, task)
                 continue
-            met.add(task.definition.kind)
+            met[delivery.message.queue].add(task.definition.kind)
             if self._slots.take(task.definition.kind):
                 self._start(delivery, request, task)
             else:
                 self.settler.post(delivery, self._verdicts.of(delivery, request, task, GiveBack(), now))
-        if met:
-            self._slots.meet(met)
+        for queue, kinds in met.items():
+            self._slots.meet(queue, frozenset(kinds))
 
     def _start(self, delivery: Delivery, request: Request, task: Task[..., Any]) -> None:
         context = Context(

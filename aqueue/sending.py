@@ -48,6 +48,8 @@ class Producer:
     ) -> None:
         self.broker = broker
         self.store = store
+        #: How many ``async with app`` are open on this loop; the last one closes.
+        self.users = 0
         self._settings = settings
         self._routes = routes
         self._serializer = serializer

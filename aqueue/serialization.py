@@ -106,8 +106,8 @@ class Serializer:
         if content_type == DATA:
             assert self._signer is not None, "checked when the serializer was made"
             content_type, content_encoding, data = self._signer.verify(data)
-            if content_type not in _FORMATS:
-                raise BadMessage("content_refused", f"unknown content type {content_type[:80]!r} in a signed body")
+            if content_type not in _FORMATS or (content_type == PICKLE and PICKLE not in self._accept):
+                raise BadMessage("content_refused", f"content type {content_type[:80]!r} in a signed body")
         return _FORMATS[content_type].loads(data, content_encoding, self.limits.depth)
 
     def check_size(self, size: int, what: str) -> None:

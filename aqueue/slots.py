@@ -1,6 +1,6 @@
-"""How much a worker may run at once, and how much it should claim."""
+"""How much a worker may run at once, and what it should claim for that."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from aqueue.task import Kind
 
@@ -8,22 +8,29 @@ from aqueue.task import Kind
 class Slots:
     """Free slots for each kind of task.
 
-    A queue doesn't say which kinds it holds. A claim asks for as many messages as fit whichever of the
-    kinds they turn out to be that were met last; what doesn't fit goes back to the front at once.
+    A queue doesn't say which kinds it holds, so a claim reckons with the kinds that each queue brought last:
+    it asks for no more than fits if every message is of the kind with the fewest free slots, and leaves out
+    queues whose kind is full. What doesn't fit after all goes back to the front. So tasks that keep threads
+    busy for long hold up no coroutines, given a queue of their own.
     """
 
     def __init__(self, sizes: Mapping[Kind, int]) -> None:
         self._free = dict(sizes)
-        self._met: set[Kind] = set()
+        self._met: dict[str, frozenset[Kind]] = {}
         self.total = sum(sizes.values())
 
-    def demand(self) -> int:
-        """How many messages to claim."""
-        return min((self._free[kind] for kind in self._met), default=max(self._free.values()))
+    def demand(self, queues: Iterable[str]) -> tuple[Sequence[str], int]:
+        """The queues to claim from, and how many messages; no queues when nothing more can start."""
+        room = {queue: self._room(queue) for queue in queues}
+        open_queues = [queue for queue in room if room[queue]]
+        return open_queues, min((room[queue] for queue in open_queues), default=0)
 
-    def meet(self, kinds: Iterable[Kind]) -> None:
-        """Remember the kinds of what was claimed last."""
-        self._met = set(kinds)
+    def _room(self, queue: str) -> int:
+        return min((self._free[kind] for kind in self._met.get(queue, ())), default=max(self._free.values()))
+
+    def meet(self, queue: str, kinds: frozenset[Kind]) -> None:
+        """Remember the kinds that a claim from this queue brought."""
+        self._met[queue] = kinds
 
     def take(self, kind: Kind) -> bool:
         """Take a slot; False when none is free."""

@@ -93,6 +93,7 @@ class Worker:
         return state
 
     async def _work(self, runs: Runs, intake: "Intake") -> None:
+        logger.info("%s is ready", self.name)
         taking = asyncio.create_task(intake.run())
         settling = asyncio.create_task(runs.settler.run())
         stopping = asyncio.create_task(self._stopping.wait())
@@ -153,18 +154,30 @@ class Intake:
 
     async def run(self) -> NoReturn:
         while True:
-            limit = self._slots.demand()
+            queues, limit = self._slots.demand(self._queues)
             self._runs.room.clear()
-            if limit <= 0 or self._runs.settler.backlog > self._slots.total:
+            if not queues or self._runs.settler.backlog > self._slots.total:
                 await self._runs.room.wait()
+            elif len(queues) == len(self._queues):
+                self._runs.accept(await self._fetch(queues, limit))
             else:
-                self._runs.accept(await self._fetch(limit))
+                self._runs.accept(await self._fetch_until_room(queues, limit))
 
-    async def _fetch(self, limit: int) -> Sequence[Delivery]:
+    async def _fetch_until_room(self, queues: Sequence[str], limit: int) -> Sequence[Delivery]:
+        """Claim from some queues, but no longer than until another one may have room again."""
+        fetching = asyncio.create_task(self._fetch(queues, limit))
+        room = asyncio.create_task(self._runs.room.wait())
+        try:
+            await asyncio.wait([fetching, room], return_when=asyncio.FIRST_COMPLETED)
+            return fetching.result() if fetching.done() else ()
+        finally:
+            await _cancel(fetching, room)
+
+    async def _fetch(self, queues: Sequence[str], limit: int) -> Sequence[Delivery]:
         failures = 0
         while True:
             try:
-                found = await self._broker.fetch(self._queues, limit, _WAIT)
+                found = await self._broker.fetch(queues, limit, _WAIT)
             except BrokerUnavailable as error:
                 failures += 1
                 if failures == 1:

@@ -71,10 +71,16 @@ class Bury(msgspec.Struct, frozen=True):
 Verdict = Ack | Release | Bury
 
 
-def settling_order(verdicts: "Sequence[tuple[Delivery, Verdict]]") -> "list[tuple[Delivery, Verdict]]":
+def settling_order(verdicts: Sequence[tuple[Delivery, Verdict]]) -> list[tuple[Delivery, Verdict]]:
     """The order to carry verdicts out: what is released goes to the front one by one, so the last goes first."""
     released = [pair for pair in reversed(verdicts) if isinstance(pair[1], Release)]
     return released + [pair for pair in verdicts if not isinstance(pair[1], Release)]
+
+
+def in_turn(queues: Sequence[str], turn: int) -> Sequence[str]:
+    """The queues with another one first each turn, so that none starves its neighbours."""
+    first = turn % len(queues)
+    return (*queues[first:], *queues[:first])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,6 +27,7 @@ from aqueue.broker import (
     Recovered,
     Release,
     Verdict,
+    in_turn,
     settling_order,
 )
 from aqueue.errors import EnqueueFailed
@@ -85,7 +86,8 @@ class MemoryServer:
                 waiting = [self.ready[queue] for queue in queues if self.ready.get(queue)]
                 if not waiting:
                     break
-                entry = heapq.heappop(min(waiting, key=lambda entries: entries[0]))
+                # The first of the queues whose next message is the most urgent; `min` keeps their order.
+                entry = heapq.heappop(min(waiting, key=lambda entries: entries[0].place[0]))
                 receipt = str(next(self.numbers))
                 self.leased[receipt] = (entry, time.monotonic() + lease)
                 found.append(Delivery(entry.message, receipt, entry.lost + 1))
@@ -157,6 +159,7 @@ class MemoryBroker:
         self.holder = ""
         self._server = server
         self._eta_queues = options.eta_queues
+        self._turn = 0
 
     @classmethod
     def factory(cls, url: Url) -> BrokerFactory:
@@ -188,6 +191,8 @@ class MemoryBroker:
         loop = asyncio.get_running_loop()
         changed = asyncio.Event()
         deadline = loop.time() + wait
+        self._turn += 1
+        turned = in_turn(queues, self._turn)
 
         def wake() -> None:
             with suppress(RuntimeError):  # that loop is closed: nobody waits there
@@ -197,7 +202,7 @@ class MemoryBroker:
         try:
             while True:
                 changed.clear()
-                found = self._server.claim(queues, limit, self.lease)
+                found = self._server.claim(turned, limit, self.lease)
                 left = deadline - loop.time()
                 if found or left <= 0:
                     return found

@@ -19,7 +19,7 @@ from typing import Any, Final, Self
 
 import msgspec
 
-from aqueue.broker import Ack, BrokerFactory, BrokerOptions, Bury, Delivery, Release, Verdict, settling_order
+from aqueue.broker import Ack, BrokerFactory, BrokerOptions, Bury, Delivery, Release, Verdict, in_turn, settling_order
 from aqueue.broker.sqlite_inspection import SqliteInspection, message_of
 from aqueue.drivers.sqlite_file import SqliteFile, drop_ended, path_of, put_if_absent, put_record
 from aqueue.errors import AQueueError, BrokerUnavailable, EnqueueFailed
@@ -59,6 +59,9 @@ class SqliteBroker:
         if self._stop_listening is not None:
             self._stop_listening()
             self._stop_listening = None
+        if self._renewing is not None:
+            self._renewing.close()
+            self._renewing = None
         await self._file.close()
 
     @property
@@ -104,8 +107,7 @@ class SqliteBroker:
         if self._stop_listening is None:
             self._stop_listening = self._file.messages_bell.listen(self._changed.set)
         self._turn += 1
-        first = self._turn % len(queues)  # round robin, so that no queue starves its neighbours
-        turned = (*queues[first:], *queues[:first])
+        turned = in_turn(queues, self._turn)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait
         while True:
@@ -127,14 +129,14 @@ class SqliteBroker:
         patience = self.lease / 2
         _make_ready(connection, now)
         _take_back(connection, now, patience)
-        waiting: list[tuple[int, int, int]] = []
-        for queue in queues:
+        waiting: list[tuple[int, int, int, int]] = []
+        for turn, queue in enumerate(queues):
             waiting += connection.execute(
-                "SELECT -priority, place, id FROM messages WHERE queue = ? AND due IS NULL AND lease_ends IS NULL"
+                "SELECT -priority, ?, place, id FROM messages WHERE queue = ? AND due IS NULL AND lease_ends IS NULL"
                 " ORDER BY priority DESC, place LIMIT ?",
-                (queue, limit),
+                (turn, queue, limit),
             )
-        ids = [row[2] for row in (sorted(waiting)[:limit] if len(queues) > 1 else waiting)]
+        ids = [row[3] for row in (sorted(waiting)[:limit] if len(queues) > 1 else waiting)]
         if not ids:
             return [], _pause(connection, now, patience)
         rows = connection.execute(

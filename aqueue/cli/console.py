@@ -72,7 +72,9 @@ def to_json(value: Any) -> str:
     return msgspec.json.encode(value, enc_hook=repr).decode()
 
 
-def table(rows: Sequence[Sequence[Any]], titles: Sequence[str], *, as_json: bool = False, empty: str = "nothing") -> None:
+def table(
+    rows: Sequence[Sequence[Any]], titles: Sequence[str], *, as_json: bool = False, empty: str = "nothing"
+) -> None:
     """Rows as an aligned table on a terminal, as tab-separated text in a pipe, or as JSON objects."""
     if as_json:
         keys = [title.lower().replace(" ", "_") for title in titles]
@@ -115,5 +117,3 @@ def confirm(question: str, yes: bool, step: str) -> None:
         stop("this needs a confirmation, and there is no terminal to ask on", step)
     if not typer.confirm(question):
         raise typer.Exit(NO)
-
-

@@ -107,7 +107,11 @@ class RedisAddress:
         where = self._where
         if self.sentinels:
             asking = _LoopSentinel(self.sentinels, sentinel_kwargs=self._sentinel_options())
-            where["host"], where["port"] = await asking.discover_master(self.master_name)
+            try:
+                where["host"], where["port"] = await asking.discover_master(self.master_name)
+            finally:
+                for sentinel in asking.sentinels:
+                    await sentinel.aclose()
         options = self._options(None)
         made: LoopConnection = self._kind(_Loop)(**where, **options, protocol=3, parser_class=parser)
         return made
@@ -117,7 +121,11 @@ class RedisAddress:
         where = self._where
         if self.sentinels:
             asking = _ThreadSentinel(self.sentinels, sentinel_kwargs=self._sentinel_options())
-            where["host"], where["port"] = asking.discover_master(self.master_name)
+            try:
+                where["host"], where["port"] = asking.discover_master(self.master_name)
+            finally:
+                for sentinel in asking.sentinels:
+                    sentinel.close()
         made: ThreadConnection = self._kind(_Thread)(**where, **self._options(timeout))
         return made
 

@@ -99,9 +99,12 @@ class RedisLink:
         self.timeout = timeout
         #: Called in order each time the link is up, before any waiting command is sent.
         self.on_open: list[Callable[[], None]] = []
+        #: Called when the link is lost, so that whoever waits for news can ask again.
+        self.on_lost: list[Callable[[], None]] = []
         self._connection: LoopConnection | None = None
         self._opening = asyncio.Lock()
         self._failures = 0
+        self._failure = ""
         self._outgoing: list[_Pending] = []
         #: In the order of their commands, as Redis answers in that order. Holds what is outgoing, too.
         self._pending: deque[_Pending] = deque()
@@ -138,10 +141,9 @@ class RedisLink:
             async with asyncio.timeout(self.timeout if timeout is None else timeout):
                 if self._connection is None:
                     await self._open()
-                pending = self._submit(packed, abandoned)
-                return await pending.reply
+                return await self._reply(self._submit(packed, abandoned))
         except TimeoutError:
-            return self._timed_out(command[0])
+            self._timed_out(command[0])
 
     async def run(
         self,
@@ -171,6 +173,16 @@ class RedisLink:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=1.0)
 
+    @staticmethod
+    async def _reply(pending: _Pending) -> Any:
+        try:
+            return await pending.reply
+        except asyncio.CancelledError:
+            # Cancelled between the reply's arrival and our waking up: nobody else will see it.
+            if pending.abandoned is not None and not pending.reply.cancelled() and not pending.reply.exception():
+                pending.abandoned(pending.reply.result())
+            raise
+
     # --- opening ---
 
     async def _open(self) -> None:
@@ -185,19 +197,23 @@ class RedisLink:
         try:
             connection = await self.address.loop_connection(_Parser)
             await connection.connect()
-        except (AuthenticationError, ResponseError) as error:
-            self._failures += 1
-            raise LinkLost(f"{self.address.shown} refuses the connection: {error}", sent=False) from None
-        except (RedisError, OSError) as error:
-            self._failures += 1
-            if self._failures == 1:
-                logger.warning("no connection to %s: %s; trying again", self.address.shown, error)
-            return
-        except BaseException:
+        except BaseException as error:
             if connection is not None:
-                await connection.disconnect(nowait=True)
-            raise
-        self._opened(connection)
+                await _disconnect(connection)
+            if not isinstance(error, RedisError | OSError):
+                raise
+            self._failed(error)
+        else:
+            self._opened(connection)
+
+    def _failed(self, error: Exception) -> None:
+        """Try again later, unless the server is there and refuses us."""
+        self._failures += 1
+        self._failure = str(error)
+        if isinstance(error, AuthenticationError | ResponseError):
+            raise LinkLost(f"{self.address.shown} refuses the connection: {error}", sent=False) from None
+        if self._failures == 1:
+            logger.warning("no connection to %s: %s; trying again", self.address.shown, error)
 
     def _opened(self, connection: LoopConnection) -> None:
         if self._failures:
@@ -218,7 +234,8 @@ class RedisLink:
 
     def _timed_out(self, command: Value) -> NoReturn:
         if self._connection is None:
-            raise LinkLost(f"no connection to {self.address.shown} in time", sent=False)
+            why = f": {self._failure}" if self._failure else ""
+            raise LinkLost(f"no connection to {self.address.shown} within {self.timeout:g} s{why}", sent=False)
         reason = f"{self.address.shown} did not answer {command!s} in time"
         self._lose(reason)
         raise LinkLost(reason, sent=True)
@@ -235,6 +252,8 @@ class RedisLink:
         for one in pending:
             if not one.reply.done():
                 one.reply.set_exception(LinkLost(reason, sent=one.sent))
+        for callback in self.on_lost:
+            callback()
 
     # --- reading and writing ---
 

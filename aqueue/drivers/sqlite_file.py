@@ -125,7 +125,14 @@ class SqliteFile:
         Raises what the work raises (its own changes are undone), sqlite3.Error when the file can't be used.
         ``abandoned`` is told the answer if the caller was cancelled meanwhile.
         """
-        return await self.start(work, bell=bell, abandoned=abandoned)
+        future = self.start(work, bell=bell, abandoned=abandoned)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            # Cancelled between the answer's arrival and our waking up: nobody else will see it.
+            if abandoned is not None and not future.cancelled() and not future.exception():
+                abandoned(future.result())
+            raise
 
     def start(
         self, work: Work[T], *, bell: Doorbell | None = None, abandoned: Callable[[T], None] | None = None
@@ -151,8 +158,8 @@ class SqliteFile:
         await self._closed
 
     def connect(self) -> sqlite3.Connection:
-        """A connection of one's own, for one thread. Raises sqlite3.Error, ConfigurationError."""
-        connection = sqlite3.connect(self.path, timeout=self._timeout, isolation_level=None)
+        """A connection of one's own, for one thread at a time. Raises sqlite3.Error, ConfigurationError."""
+        connection = sqlite3.connect(self.path, timeout=self._timeout, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -236,10 +243,12 @@ def _close(connection: sqlite3.Connection | None) -> None:
             logger.debug("closing a broken SQLite connection: %s", error)
 
 
-def put_record(connection: sqlite3.Connection, record: Record) -> None:
+def put_record(
+    connection: sqlite3.Connection, record: Record, says_success: Callable[[bytes], bool] = is_success
+) -> None:
     """Store a result; a SUCCESS is never overwritten."""
-    before = connection.execute("SELECT substr(document, 1, 32) FROM results WHERE key = ?", (record.key,)).fetchone()
-    if before is None or not is_success(before[0]):
+    before = connection.execute("SELECT document FROM results WHERE key = ?", (record.key,)).fetchone()
+    if before is None or not says_success(before[0]):
         connection.execute("INSERT OR REPLACE INTO results VALUES (?, ?, ?)", _row(record))
 
 

@@ -6,6 +6,7 @@ never poll.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from types import TracebackType
@@ -15,7 +16,7 @@ import msgspec
 
 from aqueue.compression import compress, decompress
 from aqueue.errors import BadMessage, ConfigurationError
-from aqueue.protocol import Record
+from aqueue.protocol import Record, is_success
 from aqueue.serialization import CONTENT_TYPES, Limits, Serializer
 from aqueue.shapes import is_list, is_object
 from aqueue.url import Url
@@ -119,12 +120,12 @@ class Documents:
     def encode(self, result: Result) -> bytes:
         """The document. Raises EncodeError, MessageTooLarge."""
         value = result.value
+        data = b""
         if self._plain_json and type(value) in _SCALARS and not result.extra:
-            data = _encode_plain(
-                _Plain(result.state, value, result.traceback, result.children, result.date_done, result.task_id)
-            )
-        else:
-            data = self._encode_extended(result)
+            plain = _Plain(result.state, value, result.traceback, result.children, result.date_done, result.task_id)
+            with suppress(UnicodeEncodeError):  # lone surrogates
+                data = _encode_plain(plain)
+        data = data or self._encode_extended(result)
         self._serializer.check_size(len(data), f"the result of task {result.task_id}")
         return data
 
@@ -167,6 +168,15 @@ class Documents:
             date_done=found.pop("date_done", None),
             extra=found,
         )
+
+    def says_success(self, data: bytes) -> bool:
+        """Whether a stored document says SUCCESS, whatever it is written with."""
+        if self.status_is_readable:
+            return is_success(data)
+        try:
+            return self.decode("", data).state == SUCCESS
+        except BadMessage:
+            return False
 
 
 def _remote_error(value: Any) -> Any:

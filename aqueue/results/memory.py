@@ -9,7 +9,7 @@ from itertools import islice
 from types import TracebackType
 from typing import Self
 
-from aqueue.protocol import Record, is_success
+from aqueue.protocol import Record
 from aqueue.results import Documents, Result, StoreFactory, StoreOptions
 from aqueue.url import Url
 
@@ -27,9 +27,10 @@ class MemoryRecords:
             document, ends = self._kept.get(key, (None, 0.0))
             return document if ends > time.monotonic() else None
 
-    def write(self, record: Record, *, only_if_absent: bool = False) -> None:
+    def write(self, record: Record, keep: Callable[[bytes], bool]) -> None:
+        """Store a record, unless ``keep`` says that what is there shall stay."""
         before = self.read(record.key)
-        if before is not None and (only_if_absent or is_success(before)):
+        if before is not None and keep(before):
             return
         ends = float("inf") if record.ttl is None else time.monotonic() + record.ttl
         with self._lock:
@@ -81,11 +82,11 @@ class MemoryResults:
 
     async def put(self, records: Sequence[Record]) -> None:
         for record in records:
-            self._records.write(record)
+            self._records.write(record, keep=self._documents.says_success)
 
     async def announce(self, records: Sequence[Record]) -> None:
         for record in records:
-            self._records.write(record, only_if_absent=True)
+            self._records.write(record, keep=lambda _: True)
 
     async def get(self, task_id: str, wait: float = 0.0) -> Result | None:
         loop = asyncio.get_running_loop()

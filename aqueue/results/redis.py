@@ -15,7 +15,7 @@ from aqueue.drivers.redis_address import RedisAddress
 from aqueue.drivers.redis_link import RedisLink, Value, look_away, raising
 from aqueue.drivers.redis_records import PUT, record_arguments
 from aqueue.errors import StoreUnavailable
-from aqueue.protocol import Record, is_success
+from aqueue.protocol import Record
 from aqueue.results import Documents, Result, StoreFactory, StoreOptions
 from aqueue.url import Url
 
@@ -35,6 +35,7 @@ class RedisResults:
         self._link = RedisLink(address, options.timeout)
         self._link.on_push("message", self._published)
         self._link.on_open.append(self._listen_again)
+        self._link.on_lost.append(self._read_again)
         #: Who waits for news of which key; a key is subscribed while somebody does.
         self._listeners: dict[str, set[_News]] = {}
 
@@ -70,9 +71,7 @@ class RedisResults:
     async def _has_succeeded(self, record: Record) -> bool:
         """Read the document as a client would: no script can look into it."""
         data = await self._link.call("GET", record.key)
-        if data is None:
-            return False
-        return is_success(data) or self._documents.decode(record.key, data).state == "SUCCESS"
+        return data is not None and self._documents.says_success(data)
 
     async def announce(self, records: Sequence[Record]) -> None:
         with raising(StoreUnavailable):
@@ -126,8 +125,13 @@ class RedisResults:
                 self._link.send("UNSUBSCRIBE", key).add_done_callback(look_away)
 
     def _listen_again(self) -> None:
-        for key, listeners in self._listeners.items():
+        for key in self._listeners:
             self._link.send("SUBSCRIBE", key).add_done_callback(look_away)
+        self._read_again()
+
+    def _read_again(self) -> None:
+        """Something may have been published while the link was down."""
+        for listeners in self._listeners.values():
             for news in listeners:
                 news.arrived.set()
 

@@ -62,7 +62,7 @@ class SqliteResults:
     async def put(self, records: Sequence[Record]) -> None:
         def write(connection: sqlite3.Connection) -> None:
             for record in records:
-                put_record(connection, record)
+                put_record(connection, record, self._documents.says_success)
             drop_ended(connection)
 
         with _raising():

@@ -76,6 +76,9 @@ class RedisBroker:
     ) -> None:
         await self._claims.close()
         await self._link.close()
+        if self._renewing is not None:
+            self._renewing.disconnect()
+            self._renewing = None
 
     @property
     def inspection(self) -> RedisInspection:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from redis.exceptions import RedisError
 
-from aqueue.broker import BrokerOptions, Delivery
+from aqueue.broker import BrokerOptions, Delivery, in_turn
 from aqueue.broker.redis.envelope import unpack
 from aqueue.broker.redis.keys import Keys
 from aqueue.broker.redis.scripts import CLAIM, SETTLE, SETTLE_KEYS, TEND
@@ -55,6 +55,7 @@ class Claims:
         self._options = options
         self._link = RedisLink(address, options.timeout)
         self._link.on_open.append(self._track)
+        self._link.on_lost.append(self._look)
         self._link.on_push("invalidate", self._told)
         self._tracking = True
         self._turn = 0
@@ -92,8 +93,7 @@ class Claims:
 
     async def _claim(self, queues: Sequence[str], limit: int, holder: str) -> list[Delivery]:
         self._turn += 1
-        first = self._turn % len(queues)  # round robin, so that no queue starves its neighbours
-        lists = self._keys.lists((*queues[first:], *queues[:first]))
+        lists = self._keys.lists(in_turn(queues, self._turn))
         keys = [*self._keys.ours("seq", "leases", "leased", "lost"), *lists]
         args = (min(limit, _CLAIM_BATCH), round(self._options.lease * 1000), holder)
         reply = await self._link.run(CLAIM, keys, args, abandoned=self._hand_back)
@@ -124,6 +124,9 @@ class Claims:
     def _track(self) -> None:
         """Ask to be told of changes; whatever happened while the link was down may be one."""
         self._link.send("CLIENT", "TRACKING", "ON", "NOLOOP").add_done_callback(self._tracked)
+        self._look()
+
+    def _look(self) -> None:
         self._lists_changed.set()
         self._parked_changed.set()
 

@@ -1,0 +1,83 @@
+"""Servers, and checks that no test leaves anything behind."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+import pytest_asyncio
+
+from aqueue.url import Url
+from tests.kit.proxy import Proxy
+from tests.kit.servers import RedisServer
+
+#: Every broker and store that keeps the whole contract.
+KINDS = ("memory", "sqlite", "redis")
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """One Redis for the whole run; `redis_url` empties it for each test."""
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def redis_url(redis_server: RedisServer) -> str:
+    with redis_server.client() as client:
+        client.flushall()
+        client.script_flush()
+    return redis_server.url
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
+    """A Redis that a test may kill and freeze."""
+    server = RedisServer(tmp_path / "redis")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def redis_proxy(redis_server: RedisServer, redis_url: str) -> Iterator[Proxy]:
+    proxy = Proxy(redis_server.port)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    found: str = request.param
+    return found
+
+
+@pytest.fixture
+def url(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Url:
+    if kind == "redis":
+        return Url(request.getfixturevalue("redis_url"))
+    return Url({"memory": "memory://", "sqlite": f"sqlite:///{tmp_path / 'queue.db'}"}[kind])
+
+
+@pytest.fixture
+def queue() -> str:
+    """A queue of the test's own."""
+    return f"q-{uuid4().hex[:8]}"
+
+
+@pytest_asyncio.fixture(autouse=True)
+async def nothing_is_left_running() -> AsyncIterator[None]:
+    """A test may leave no asyncio task and no thread of aqueue's behind."""
+    tasks = asyncio.all_tasks()
+    threads = set(threading.enumerate())
+    yield
+    for _ in range(100):
+        left = [task for task in asyncio.all_tasks() - tasks if not task.done()]
+        running = [thread for thread in set(threading.enumerate()) - threads if thread.name.startswith("aqueue-")]
+        left = [task for task in left if task is not asyncio.current_task()]
+        if not left and not running:
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail(f"left running: {left} {running}")

@@ -1,0 +1,131 @@
+"""Real servers for tests: started on free loopback ports with their own folders, stopped by their own id."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def require(program: str, package: str) -> str:
+    """The path of a server program. Missing: skipped at home, failed in CI, with what to do."""
+    found = shutil.which(program)
+    if found is None:
+        text = f"{program} is missing: apt-get install {package} (or run `make test`, which does it)"
+        if os.environ.get("CI") or os.environ.get("AQUEUE_REQUIRE_SERVERS"):
+            pytest.fail(text)
+        pytest.skip(text)
+    return found
+
+
+def wait_for(condition: Callable[[], Any], what: str, timeout: float = 10.0) -> Any:
+    """Poll until the condition holds; fails after ``timeout`` seconds."""
+    ends = time.monotonic() + timeout
+    while not (value := condition()):
+        if time.monotonic() > ends:
+            pytest.fail(f"{what}: not within {timeout:g} s")
+        time.sleep(0.01)
+    return value
+
+
+class Process:
+    """A child process, ended by its own id."""
+
+    def __init__(self, command: list[str], **options: Any) -> None:
+        self.child = subprocess.Popen(command, **options)
+
+    def signal(self, number: int) -> None:
+        self.child.send_signal(number)
+
+    def kill(self) -> None:
+        """As ``kill -9``."""
+        self.child.kill()
+        self.child.wait()
+
+    def stop(self, timeout: float = 10.0) -> int:
+        """Ask it to end, and make it."""
+        if self.child.poll() is None:
+            self.child.terminate()
+            try:
+                self.child.wait(timeout)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        return self.child.returncode
+
+
+class RedisServer:
+    """A redis-server, or a Sentinel, of our own."""
+
+    def __init__(
+        self, folder: Path, *arguments: str, port: int | None = None, tls: dict[str, Path] | None = None
+    ) -> None:
+        self.port = port or free_port()
+        self.folder = folder
+        self._tls = tls
+        self._arguments = arguments
+        self._process: Process | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        self.start()
+
+    def start(self) -> None:
+        program = require("redis-server", "redis-server")
+        listen = ["--port", str(self.port)]
+        if self._tls:
+            listen = ["--port", "0", "--tls-port", str(self.port), "--tls-auth-clients", "no"]
+            for name, path in self._tls.items():
+                listen += [f"--tls-{name}", str(path)]
+        command = [
+            program, *listen, "--bind", "127.0.0.1", "--dir", str(self.folder), "--save", "", "--appendonly", "yes",
+            "--appendfsync", "no", "--enable-debug-command", "local", *self._arguments,
+        ]  # fmt: skip
+        log = (self.folder / "redis.log").open("ab")
+        self._process = Process(command, stdout=log, stderr=log)
+        log.close()
+        wait_for(self.answers, f"redis-server on port {self.port}")
+
+    def answers(self) -> bool:
+        try:
+            with self.client() as client:
+                return bool(client.ping())
+        except redis.ConnectionError:
+            return False
+
+    def client(self, db: int = 0) -> redis.Redis:
+        options: dict[str, Any] = {"ssl": True, "ssl_cert_reqs": "none"} if self._tls else {}
+        return redis.Redis(port=self.port, db=db, socket_timeout=5, socket_connect_timeout=5, **options)
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def pause(self) -> None:
+        """Freeze the server: connections stay, nothing answers."""
+        assert self._process is not None
+        self._process.signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        assert self._process is not None
+        self._process.signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.signal(signal.SIGCONT)
+            self._process.stop()

@@ -1,0 +1,58 @@
+"""An app and its worker, in the test's own process and on the loop of the test."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from aqueue import AQueue, Settings
+from aqueue.url import Url
+from aqueue.worker import Worker
+
+#: Short times, so that tests see leases end and deadlines pass.
+QUICK = Settings(lease=0.6, send_timeout=2.0, timeout=10.0)
+
+MakeApp = Callable[..., AQueue]
+StartWorker = Callable[..., Awaitable[Worker]]
+
+
+@pytest.fixture
+def make_app(url: Url) -> MakeApp:
+    """An app on the broker under test; keyword arguments are settings."""
+
+    def make(**settings: Any) -> AQueue:
+        return AQueue("test", broker=url.reveal(), settings=replace(QUICK, **settings))
+
+    return make
+
+
+@pytest_asyncio.fixture
+async def app(make_app: MakeApp) -> AsyncIterator[AQueue]:
+    async with make_app() as made:
+        yield made
+
+
+@asynccontextmanager
+async def running(app: AQueue, **options: Any) -> AsyncIterator[Worker]:
+    """A worker that runs meanwhile and is stopped at the end; what it raises is raised here."""
+    worker = Worker(app, **{"grace": 5.0, **options})
+    working = asyncio.create_task(worker.run())
+    try:
+        yield worker
+    finally:
+        worker.stop()
+        await working
+
+
+@pytest_asyncio.fixture
+async def start_worker() -> AsyncIterator[StartWorker]:
+    async with AsyncExitStack() as stack:
+
+        async def start(app: AQueue, **options: Any) -> Worker:
+            return await stack.enter_async_context(running(app, **options))
+
+        yield start
