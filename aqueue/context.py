@@ -28,10 +28,10 @@ class Context:
 
     __slots__ = (
         "_cancelled",
-        "loop",
         "_reporter",
         "cancel_reason",
         "deliveries",
+        "loop",
         "max_attempts",
         "request",
         "state",

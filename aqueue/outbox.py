@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from aqueue.broker import Broker
-from aqueue.errors import AQueueError, EnqueueFailed, EnqueueUnknown
+from aqueue.errors import EnqueueFailed, EnqueueUnknown
 from aqueue.protocol import Message
 
 #: Messages in one batch; keeps each call short for the server.
@@ -30,7 +30,7 @@ class _Parcel:
 
 
 class Outbox:
-    """See the module's text. ``timeout`` (seconds) bounds each send, waiting for its turn included."""
+    """See the module's text. ``timeout`` (seconds) bounds the wait for a turn; the broker bounds the rest."""
 
     def __init__(self, broker: Broker, timeout: float) -> None:
         self._broker = broker
@@ -46,19 +46,24 @@ class Outbox:
             self._sending = asyncio.create_task(self._send_all())
         try:
             async with asyncio.timeout(self._timeout):
-                await parcel.stored
+                await asyncio.shield(parcel.stored)
         except TimeoutError:
-            raise self._late(parcel) from None
+            await self._last_word(parcel)
         except asyncio.CancelledError:
             if parcel in self._waiting:
                 self._waiting.remove(parcel)
+            parcel.stored.add_done_callback(_look_away)
             raise
 
-    def _late(self, parcel: _Parcel) -> AQueueError:
+    async def _last_word(self, parcel: _Parcel) -> None:
+        """Out of time: what was not taken yet stays here; of what is on its way the broker knows most."""
         if parcel in self._waiting:
             self._waiting.remove(parcel)
-            return EnqueueFailed(f"not sent within {self._timeout:g} s: the broker is busy or unreachable")
-        return EnqueueUnknown(f"no answer within {self._timeout:g} s: stored or not", parcel.ids())
+            raise EnqueueFailed(f"not sent within {self._timeout:g} s: the broker is busy or unreachable")
+        await asyncio.wait([parcel.stored], timeout=self._timeout)
+        if not parcel.stored.done():
+            raise EnqueueUnknown(f"no answer from the broker for {2 * self._timeout:g} s: stored or not", parcel.ids())
+        parcel.stored.result()
 
     async def close(self) -> None:
         """Wait for what is on its way."""
@@ -109,6 +114,12 @@ class Outbox:
                 _fail(parcel, EnqueueFailed("; ".join(sorted(set(refused.values()))), None if everything else refused))
             else:
                 _succeed(parcel)
+
+
+def _look_away(stored: "asyncio.Future[None]") -> None:
+    """Nobody waits for this parcel any more."""
+    if not stored.cancelled():
+        stored.exception()
 
 
 def _succeed(parcel: _Parcel) -> None:

@@ -3,13 +3,3 @@
 Exit codes: 0 done; 1 the answer is no (a task failed, nothing found); 2 the command, the app or the
 configuration is wrong; 3 the broker or the result store can't be reached; 4 no result in time.
 """
-
-from aqueue.cli.commands import cli
-
-
-def main() -> None:
-    """Entry point of the console script."""
-    cli()
-
-
-__all__ = ["main"]

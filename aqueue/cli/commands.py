@@ -1,5 +1,6 @@
 """The commands, put together."""
 
+import logging
 from typing import Annotated
 
 import typer
@@ -27,7 +28,13 @@ def everything(
     if version:
         typer.echo(aqueue.__version__)
         raise typer.Exit
+    logging.getLogger("aqueue").setLevel(logging.ERROR)  # what goes wrong is said once, at the end
     context.obj = Given(app)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    cli()
 
 
 cli.command("worker")(worker.work)

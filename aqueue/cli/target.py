@@ -30,8 +30,8 @@ class Given:
     app: str = ""
 
 
-def app_and_words(context: typer.Context, words: list[str], option: str) -> tuple[AQueue, list[str]]:
-    """The app, and the arguments that are left; exits with a message when there is none."""
+def app_name(context: typer.Context, words: list[str], option: str) -> tuple[str, list[str]]:
+    """``module:app`` as it was said, and the arguments that are left; exits with a message when there is none."""
     given: Given = context.obj
     named = option or given.app
     if not named and words and ":" in words[0]:
@@ -41,6 +41,12 @@ def app_and_words(context: typer.Context, words: list[str], option: str) -> tupl
         named, words = words[0], words[1:]
     if not named:
         stop("which app?", _STEP)
+    return named, words
+
+
+def app_and_words(context: typer.Context, words: list[str], option: str) -> tuple[AQueue, list[str]]:
+    """The app, imported, and the arguments that are left; exits with a message when that is not possible."""
+    named, words = app_name(context, words, option)
     try:
         return load_app(named), words
     except AQueueError as error:

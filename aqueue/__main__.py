@@ -1,0 +1,5 @@
+"""``python -m aqueue``: the command line."""
+
+from aqueue.cli.commands import main
+
+main()
