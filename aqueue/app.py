@@ -32,8 +32,8 @@ Lifespan = Callable[["AQueue"], AbstractAsyncContextManager[Mapping[str, Any] | 
 class AQueue:
     """An app: tasks, a broker to send them through, a store for their results.
 
-    ``broker`` and ``backend`` are URLs, or factories. Without a broker, ``AQUEUE_BROKER_URL`` is used, else a
-    SQLite file in the working directory; without a backend, ``AQUEUE_RESULT_BACKEND``, else the broker's own
+    ``broker`` and ``backend`` are URLs, or factories. Without a broker, ``AQUEUE_BROKER_URL`` is used, else the
+    SQLite file ``<name>.db`` in the working directory; without a backend, ``AQUEUE_RESULT_BACKEND``, else the broker's own
     server. Declaring tasks connects to nothing; connections are opened by the first use, one set for each
     event loop, and closed by ``async with app``.
     """
@@ -54,7 +54,7 @@ class AQueue:
         self.observers: list[Observer] = []
         self.lifespans: list[Lifespan] = []
         self.serializer = Serializer(self.settings.accept_content, self.settings.limits, self.settings.signer)
-        self.servers = Servers(broker, backend, self.settings)
+        self.servers = Servers(name, broker, backend, self.settings)
         self._routes = Routes(self.settings)
         self._producers: WeakKeyDictionary[asyncio.AbstractEventLoop, Producer] = WeakKeyDictionary()
         self._bridge = SyncBridge()
@@ -62,9 +62,9 @@ class AQueue:
     # --- declaring ---
 
     @overload
-    def task(self, function: Callable[Concatenate[Context, P], Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...  # type: ignore[overload-overlap]
+    def task(self, function: Callable[Concatenate[Context, P], Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
     @overload
-    def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...  # type: ignore[overload-overlap]
+    def task(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTask[P, R]: ...
     @overload
     def task(self, function: Callable[Concatenate[Context, P], R], /) -> SyncTask[P, R]: ...
     @overload
@@ -186,14 +186,14 @@ class AQueue:
 
     async def send(self, signature: Signature[R]) -> AsyncResult[R]:
         """Send one call made with ``task.s(...)``."""
-        return (await self.producer().send([signature]))[0]
+        return await self.producer().send(signature)
 
     async def send_many(self, signatures: Iterable[Signature[R]]) -> list[AsyncResult[R]]:
         """Send calls in as few round trips as their number allows; all are stored, or an error says which not.
 
         Raises EnqueueFailed whose ``refused`` maps positions to reasons when only some were refused.
         """
-        return await self.producer().send(list(signatures))
+        return await self.producer().send_many(list(signatures))
 
     async def send_task(
         self,

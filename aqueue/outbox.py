@@ -19,51 +19,41 @@ _BATCH: Final = 500
 class _Parcel:
     """What one caller sends, and the answer it waits for."""
 
-    __slots__ = ("messages", "stored")
+    __slots__ = ("due", "messages", "stored")
 
-    def __init__(self, messages: Sequence[Message], stored: "asyncio.Future[None]") -> None:
+    def __init__(self, messages: Sequence[Message], stored: "asyncio.Future[None]", due: float) -> None:
         self.messages = messages
         self.stored = stored
+        #: When it must be on its way, by the loop's clock.
+        self.due = due
 
     def ids(self) -> list[str]:
         return [str(message.properties.get("correlation_id")) for message in self.messages]
 
 
 class Outbox:
-    """See the module's text. ``timeout`` (seconds) bounds the wait for a turn; the broker bounds the rest."""
+    """See the module's text. ``timeout`` (seconds) bounds the wait for a turn, and again the sending."""
 
     def __init__(self, broker: Broker, timeout: float) -> None:
         self._broker = broker
         self._timeout = timeout
+        #: In the order of their due times.
         self._waiting: deque[_Parcel] = deque()
         self._sending: asyncio.Task[None] | None = None
 
     async def publish(self, messages: Sequence[Message]) -> None:
         """Like `Broker.publish`, together with what others send meanwhile."""
-        parcel = _Parcel(messages, asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        parcel = _Parcel(messages, loop.create_future(), loop.time() + self._timeout)
         self._waiting.append(parcel)
         if self._sending is None:
-            self._sending = asyncio.create_task(self._send_all())
+            self._sending = loop.create_task(self._send_all())
         try:
-            async with asyncio.timeout(self._timeout):
-                await asyncio.shield(parcel.stored)
-        except TimeoutError:
-            await self._last_word(parcel)
+            await parcel.stored
         except asyncio.CancelledError:
             if parcel in self._waiting:
                 self._waiting.remove(parcel)
-            parcel.stored.add_done_callback(_look_away)
             raise
-
-    async def _last_word(self, parcel: _Parcel) -> None:
-        """Out of time: what was not taken yet stays here; of what is on its way the broker knows most."""
-        if parcel in self._waiting:
-            self._waiting.remove(parcel)
-            raise EnqueueFailed(f"not sent within {self._timeout:g} s: the broker is busy or unreachable")
-        await asyncio.wait([parcel.stored], timeout=self._timeout)
-        if not parcel.stored.done():
-            raise EnqueueUnknown(f"no answer from the broker for {2 * self._timeout:g} s: stored or not", parcel.ids())
-        parcel.stored.result()
 
     async def close(self) -> None:
         """Wait for what is on its way."""
@@ -71,11 +61,23 @@ class Outbox:
             await asyncio.wait([self._sending], timeout=self._timeout)
 
     async def _send_all(self) -> None:
+        loop = asyncio.get_running_loop()
+        #: When to look for what has waited too long.
+        self._timer = loop.call_later(self._timeout, self._expire)
         try:
             while self._waiting:
                 await self._send(self._next_batch())
         finally:
+            self._timer.cancel()
             self._sending = None
+
+    def _expire(self) -> None:
+        """Give up what has waited too long for its turn behind others."""
+        loop = asyncio.get_running_loop()
+        while self._waiting and self._waiting[0].due <= loop.time():
+            error = EnqueueFailed(f"not sent within {self._timeout:g} s: the broker is busy or unreachable")
+            _fail(self._waiting.popleft(), error)
+        self._timer = loop.call_later(self._timeout / 10, self._expire)
 
     def _next_batch(self) -> list[_Parcel]:
         batch = [self._waiting.popleft()]
@@ -87,12 +89,13 @@ class Outbox:
 
     async def _send(self, batch: list[_Parcel]) -> None:
         try:
-            await self._broker.publish([message for parcel in batch for message in parcel.messages])
+            async with asyncio.timeout(2 * self._timeout):  # the broker's own bound comes first
+                await self._broker.publish([message for parcel in batch for message in parcel.messages])
         except EnqueueFailed as error:
             self._refuse(batch, error)
-        except EnqueueUnknown as error:
+        except (EnqueueUnknown, TimeoutError) as error:
             for parcel in batch:
-                _fail(parcel, EnqueueUnknown(str(error), parcel.ids()))
+                _fail(parcel, EnqueueUnknown(str(error) or "no answer: stored or not", parcel.ids()))
         except Exception as error:  # noqa: BLE001 - whoever waits is told, whatever it is
             for parcel in batch:
                 _fail(parcel, error)
@@ -114,12 +117,6 @@ class Outbox:
                 _fail(parcel, EnqueueFailed("; ".join(sorted(set(refused.values()))), None if everything else refused))
             else:
                 _succeed(parcel)
-
-
-def _look_away(stored: "asyncio.Future[None]") -> None:
-    """Nobody waits for this parcel any more."""
-    if not stored.cancelled():
-        stored.exception()
 
 
 def _succeed(parcel: _Parcel) -> None:

@@ -296,81 +296,117 @@ def _shape(value: Any) -> str:
 # --- writing ----------------------------------------------------------------------------------------
 
 
-class Call(msgspec.Struct, kw_only=True, frozen=True):
-    """One call of a task, ready to be written: everything of section 1.3 that the caller decides."""
+class Template(msgspec.Struct, kw_only=True, frozen=True):
+    """What all messages of one task sent with one set of options have in common."""
 
     task: str
+    queue: str
+    serializer: str
+    compression: str | None = None
+    priority: int = 0
+    exchange: str = ""
+    routing_key: str = ""
+    #: Every header of section 1.3; those of a single call are filled in by `task_message`.
+    headers: dict[str, Any]
+
+
+def template(
+    task: str,
+    *,
+    queue: str,
+    serializer: str,
+    origin: str,
+    compression: str | None = None,
+    priority: int = 0,
+    exchange: str = "",
+    routing_key: str = "",
+    time_limit: float | None = None,
+    soft_time_limit: float | None = None,
+    ignore_result: bool = False,
+    shadow: str | None = None,
+    headers: Mapping[str, Any] | None = None,
+) -> Template:
+    """Make a template; ``headers`` are the application's own."""
+    return Template(
+        task=task,
+        queue=queue,
+        serializer=serializer,
+        compression=compression,
+        priority=priority,
+        exchange=exchange,
+        routing_key=routing_key,
+        headers={
+            "lang": "py",
+            "task": task,
+            "id": None,
+            "shadow": shadow,
+            "eta": None,
+            "expires": None,
+            "group": None,
+            "group_index": None,
+            "retries": 0,
+            "timelimit": [time_limit, soft_time_limit],
+            "root_id": None,
+            "parent_id": None,
+            "argsrepr": None,
+            "kwargsrepr": None,
+            "origin": origin,
+            "ignore_result": ignore_result,
+            "replaced_task_nesting": 0,
+            "stamped_headers": None,
+            "stamps": {},
+            **(headers or {}),
+        },
+    )
+
+
+class Call(msgspec.Struct, kw_only=True, frozen=True):
+    """What belongs to a single call."""
+
     id: str
     args: Sequence[Any]
     kwargs: Mapping[str, Any]
     argsrepr: str
     kwargsrepr: str
-    queue: str
-    serializer: str
     reply_to: str
-    origin: str
     root_id: str
     parent_id: str | None = None
-    compression: str | None = None
-    priority: int = 0
     delay: float = 0.0
     eta: datetime | None = None
     expires: datetime | None = None
     #: Seconds until `expires` at the time of sending; becomes the `expiration` property.
     expires_in: float | None = None
-    time_limit: float | None = None
-    soft_time_limit: float | None = None
-    ignore_result: bool = False
-    shadow: str | None = None
-    headers: Mapping[str, Any] | None = None
-    exchange: str = ""
-    routing_key: str = ""
 
 
-def task_message(call: Call, serializer: Serializer) -> Message:
+def task_message(common: Template, call: Call, serializer: Serializer) -> Message:
     """A protocol 2 message. Raises EncodeError, MessageTooLarge, ConfigurationError."""
-    body = serializer.dumps([call.args, call.kwargs, _NO_EMBED], call.serializer)
+    body = serializer.dumps_call(call.args, call.kwargs, _NO_EMBED, common.serializer)
     data = body.data
-    headers: dict[str, Any] = {
-        "lang": "py",
-        "task": call.task,
-        "id": call.id,
-        "shadow": call.shadow,
-        "eta": call.eta and call.eta.isoformat(),
-        "expires": call.expires and call.expires.isoformat(),
-        "group": None,
-        "group_index": None,
-        "retries": 0,
-        "timelimit": [call.time_limit, call.soft_time_limit],
-        "root_id": call.root_id,
-        "parent_id": call.parent_id,
-        "argsrepr": call.argsrepr,
-        "kwargsrepr": call.kwargsrepr,
-        "origin": call.origin,
-        "ignore_result": call.ignore_result,
-        "replaced_task_nesting": 0,
-        "stamped_headers": None,
-        "stamps": {},
-    }
-    if call.headers:
-        headers.update(call.headers)
-    if call.compression is not None:
-        data, headers["compression"] = compress(data, call.compression)
-    serializer.check_size(len(data), f"the message for task {call.task}")
+    headers = common.headers.copy()
+    headers["id"] = call.id
+    headers["eta"] = call.eta and call.eta.isoformat()
+    headers["expires"] = call.expires and call.expires.isoformat()
+    headers["root_id"] = call.root_id
+    headers["parent_id"] = call.parent_id
+    headers["argsrepr"] = call.argsrepr
+    headers["kwargsrepr"] = call.kwargsrepr
+    if common.compression is not None:
+        data, headers["compression"] = compress(data, common.compression)
+    serializer.check_size(len(data), f"the message for task {common.task}")
     properties: dict[str, Any] = {"correlation_id": call.id, "reply_to": call.reply_to, "delivery_mode": 2}
     if call.expires_in is not None:
         properties["expiration"] = str(max(0, int(call.expires_in * 1000)))
     return Message(
-        queue=call.queue,
+        queue=common.queue,
         headers=headers,
         body=data,
         content_type=body.content_type,
         content_encoding=body.content_encoding,
         properties=properties,
-        priority=call.priority,
+        priority=common.priority,
         delay=call.delay,
-        exchange=call.exchange,
-        routing_key=call.routing_key,
+        exchange=common.exchange,
+        routing_key=common.routing_key,
     )
 
 

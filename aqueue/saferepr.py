@@ -6,12 +6,12 @@ whatever a value's own ``repr`` does.
 
 from typing import Any
 
-from aqueue.shapes import is_list, is_object
+from aqueue.shapes import is_object
 
 LIMIT = 1024
 LEVELS = 3
 
-_SHORT = (int, float, bool, type(None))
+_SHORT = frozenset((int, float, bool, type(None)))
 _BRACKETS: dict[object, tuple[str, str]] = {
     list: ("[", "]"),
     tuple: ("(", ")"),
@@ -23,11 +23,18 @@ _BRACKETS: dict[object, tuple[str, str]] = {
 
 def saferepr(value: Any, limit: int = LIMIT, levels: int = LEVELS) -> str:
     """A Python-like text of a value; what doesn't fit is ``...``, and open brackets are closed."""
-    if is_list(value) and type(value) is tuple and len(value) < 16 and all(type(item) in _SHORT for item in value):
+    if _is_short(value):
         return repr(value)
     writer = _Writer(limit)
     writer.value(value, levels)
     return "".join(writer.out)
+
+
+def _is_short(value: tuple[Any, ...] | dict[str, Any]) -> bool:
+    """Most calls: a few numbers, or nothing."""
+    if type(value) is tuple:
+        return len(value) < 16 and _SHORT.issuperset(map(type, value))
+    return type(value) is dict and not value
 
 
 def printable(text: object, limit: int = 200) -> str:

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TypeVar
 
 from aqueue.async_result import AsyncResult
 from aqueue.broker import Broker
@@ -14,7 +14,7 @@ from aqueue.errors import EncodeError, StoreUnavailable
 from aqueue.identifiers import new_id, origin
 from aqueue.options import Options, check
 from aqueue.outbox import Outbox
-from aqueue.protocol import Call, Message, Record, task_message
+from aqueue.protocol import Call, Message, Record, Template, task_message, template
 from aqueue.results import PENDING, Result, ResultStore
 from aqueue.saferepr import saferepr
 from aqueue.serialization import Serializer
@@ -22,6 +22,8 @@ from aqueue.settings import Route, Settings
 from aqueue.task import Signature
 
 logger = logging.getLogger("aqueue.send")
+
+R = TypeVar("R")
 
 
 class Routes:
@@ -54,31 +56,28 @@ class Producer:
         self._routes = routes
         self._serializer = serializer
         self._outbox = Outbox(broker, settings.send_timeout)
+        #: The broker takes along the records that say that a task was sent.
+        self._together = broker.keeps(store.place)
         self._origin = origin()
         #: Where rpc results would go; unique for the process, as every Celery message names one.
         self._reply_to = new_id()
+        #: By task, for calls that add no option to the task's own, whose dict is kept beside to tell.
+        self._templates: dict[str, tuple[Options, Template]] = {}
 
-    async def send(self, signatures: Sequence[Signature[Any]]) -> list[AsyncResult[Any]]:
-        """Store all calls in one step.
+    async def send(self, signature: Signature[R]) -> AsyncResult[R]:
+        """Store one call.
 
         Raises InvalidArguments, EncodeError, MessageTooLarge, EnqueueFailed, EnqueueUnknown.
         """
-        sent: list[AsyncResult[Any]] = []
-        messages: list[Message] = []
-        for signature in signatures:
-            message, ignored = self._message(signature)
-            messages.append(message)
-            sent.append(
-                AsyncResult(message.headers["id"], self._get_store, codec=signature.codec, known=True, ignored=ignored)
-            )
-        announcing = [message.announce for message in messages if message.announce is not None]
-        if announcing and not self.broker.keeps(self.store.place):
-            for message in messages:
-                message.announce = None
-            await asyncio.gather(self._outbox.publish(messages), self._announce(announcing))
-        else:
-            await self._outbox.publish(messages)
+        message, sent = self._message(signature)
+        await self._publish([message])
         return sent
+
+    async def send_many(self, signatures: Sequence[Signature[R]]) -> list[AsyncResult[R]]:
+        """Store all calls together; raises like `send`."""
+        made = [self._message(signature) for signature in signatures]
+        await self._publish([message for message, _ in made])
+        return [sent for _, sent in made]
 
     async def close(self) -> None:
         """Wait for what is on its way, and close the connections."""
@@ -86,59 +85,85 @@ class Producer:
         await self.broker.__aexit__(None, None, None)
         await self.store.__aexit__(None, None, None)
 
+    async def _publish(self, messages: Sequence[Message]) -> None:
+        if self._together:
+            await self._outbox.publish(messages)
+            return
+        announcing = [message.announce for message in messages if message.announce is not None]
+        for message in messages:
+            message.announce = None
+        await asyncio.gather(self._outbox.publish(messages), self._announce(announcing))
+
+    async def _announce(self, records: Sequence[Record]) -> None:
+        try:
+            await self.store.announce(records)
+        except StoreUnavailable as error:
+            logger.warning("sent, but not recorded as sent: %s", error)
+
     def _get_store(self) -> ResultStore:
         return self.store
 
-    def _message(self, signature: Signature[Any]) -> tuple[Message, bool]:
-        """The message for a call, and whether its result is ignored."""
-        options: Options = {**self._routes(signature.task), **signature.options}
-        serializer = options.get("serializer", self._settings.serializer)
-        ignored = options.get("ignore_result", self._settings.ignore_result)
-        args, kwargs = list(signature.args), dict(signature.kwargs)
+    def _template(self, task: str, options: Options) -> Template:
+        known = self._templates.get(task)
+        if known is not None and known[0] is options:
+            return known[1]
+        merged: Options = {**self._routes(task), **options}
+        settings = self._settings
+        made = template(
+            task,
+            queue=merged.get("queue", settings.default_queue),
+            serializer=merged.get("serializer", settings.serializer),
+            origin=self._origin,
+            compression=merged.get("compression", settings.compression),
+            priority=merged.get("priority", settings.default_priority),
+            exchange=merged.get("exchange", ""),
+            routing_key=merged.get("routing_key", ""),
+            time_limit=merged.get("timeout"),
+            soft_time_limit=merged.get("soft_timeout"),
+            ignore_result=merged.get("ignore_result", settings.ignore_result),
+            shadow=merged.get("shadow"),
+            headers=merged.get("headers"),
+        )
+        if known is None:
+            self._templates[task] = (options, made)
+        return made
+
+    def _message(self, signature: Signature[R]) -> tuple[Message, AsyncResult[R]]:
+        options = signature.options
+        common = self._template(signature.task, options)
+        args, kwargs = signature.args, signature.kwargs
         if signature.codec is not None:
-            args, kwargs = signature.codec.encode(args, kwargs, serializer)
+            args, kwargs = signature.codec.encode(args, kwargs, common.serializer)
         task_id = options.get("task_id") or new_id()
         delay, eta = self._start(options)
         expires, expires_in = self._expiry(options)
         parent = current()
         call = Call(
-            task=signature.task,
             id=task_id,
             args=args,
             kwargs=kwargs,
             argsrepr=options.get("argsrepr") or saferepr(tuple(signature.args)),
             kwargsrepr=options.get("kwargsrepr") or saferepr(dict(signature.kwargs)),
-            queue=options.get("queue", self._settings.default_queue),
-            serializer=serializer,
-            compression=options.get("compression", self._settings.compression),
             reply_to=self._reply_to,
-            origin=self._origin,
             root_id=task_id if parent is None else parent.root_id,
             parent_id=None if parent is None else parent.id,
-            priority=options.get("priority", self._settings.default_priority),
             delay=delay,
             eta=eta,
             expires=expires,
             expires_in=expires_in,
-            time_limit=options.get("timeout"),
-            soft_time_limit=options.get("soft_timeout"),
-            ignore_result=ignored,
-            shadow=options.get("shadow"),
-            headers=options.get("headers"),
-            exchange=options.get("exchange", ""),
-            routing_key=options.get("routing_key", ""),
         )
         try:
-            message = task_message(call, self._serializer)
+            message = task_message(common, call, self._serializer)
         except EncodeError as error:
-            raise _named(error, call, self._serializer) from None
+            raise _named(error, common, call, self._serializer) from None
+        ignored = bool(common.headers["ignore_result"])
         if self._settings.track_sent and not ignored:
             message.announce = self._pending(task_id, delay)
-        return message, ignored
+        return message, AsyncResult(task_id, self._get_store, codec=signature.codec, known=True, ignored=ignored)
 
     def _pending(self, task_id: str, delay: float) -> Record:
         record = self.store.record(Result(task_id=task_id, state=PENDING))
-        return record if record.ttl is None else Record(record.key, record.value, record.ttl + delay)
+        return record if record.ttl is None or not delay else Record(record.key, record.value, record.ttl + delay)
 
     def _start(self, options: Options) -> tuple[float, datetime | None]:
         """Seconds to wait, and the ETA to write."""
@@ -163,12 +188,6 @@ class Producer:
     def _utc(self, seconds: float) -> datetime:
         return datetime.fromtimestamp(self.broker.now(), timezone.utc) + timedelta(seconds=seconds)
 
-    async def _announce(self, records: Sequence[Record]) -> None:
-        try:
-            await self.store.announce(records)
-        except StoreUnavailable as error:
-            logger.warning("sent, but not recorded as sent: %s", error)
-
 
 def _as_options(route: Route) -> Options:
     return check({"queue": route} if isinstance(route, str) else route)
@@ -179,13 +198,13 @@ def _aware(time: datetime) -> datetime:
     return time if time.tzinfo is not None else time.replace(tzinfo=timezone.utc)
 
 
-def _named(error: EncodeError, call: Call, serializer: Serializer) -> EncodeError:
+def _named(error: EncodeError, common: Template, call: Call, serializer: Serializer) -> EncodeError:
     """The same error, naming the argument that can't be written."""
     arguments = {**{str(i): value for i, value in enumerate(call.args)}, **call.kwargs}
     for name, value in arguments.items():
         try:
-            serializer.dumps(value, call.serializer)
+            serializer.dumps(value, common.serializer)
         except EncodeError as found:
             where = f"argument {name!r}" if not name.isdecimal() else f"argument number {int(name) + 1}"
-            return EncodeError(f"{call.task}: {where} {found}")
-    return EncodeError(f"{call.task}: the arguments {error}")
+            return EncodeError(f"{common.task}: {where} {found}")
+    return EncodeError(f"{common.task}: the arguments {error}")

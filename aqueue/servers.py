@@ -1,7 +1,7 @@
 """Which broker and which result store an app uses, and how to make them."""
 
 import os
-from typing import Final
+import re
 
 from aqueue import broker as brokers
 from aqueue import results as stores
@@ -10,17 +10,14 @@ from aqueue.results import ResultStore, StoreFactory, StoreOptions
 from aqueue.settings import Settings
 from aqueue.url import Url
 
-#: Where tasks go when nobody says where.
-DEFAULT_BROKER: Final = "sqlite:///aqueue.db"
-
 
 class Servers:
     """Made from URLs or factories; drivers are imported by the first use."""
 
     def __init__(
-        self, broker: str | BrokerFactory | None, backend: str | StoreFactory | None, settings: Settings
+        self, app: str, broker: str | BrokerFactory | None, backend: str | StoreFactory | None, settings: Settings
     ) -> None:
-        broker = broker or os.environ.get("AQUEUE_BROKER_URL") or DEFAULT_BROKER
+        broker = broker or os.environ.get("AQUEUE_BROKER_URL") or f"sqlite:///{_file_name(app)}.db"
         self._broker = Url(broker) if isinstance(broker, str) else broker
         backend = backend or os.environ.get("AQUEUE_RESULT_BACKEND") or None
         if backend is None and isinstance(self._broker, Url):
@@ -71,3 +68,7 @@ class Servers:
                 limits=settings.limits,
             )
         )
+
+
+def _file_name(app: str) -> str:
+    return re.sub(r"[^\w.-]", "-", app)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, TypeVar
 
 from aqueue.drivers.doorbell import Doorbell
 from aqueue.errors import ConfigurationError
@@ -77,28 +77,34 @@ CREATE INDEX IF NOT EXISTS results_end ON results (ends) WHERE ends IS NOT NULL;
 """
 
 
-class _Job(Generic[T]):
+class _Job:
+    """A piece of work, and how it ended."""
+
     __slots__ = ("abandoned", "answer", "bell", "error", "future", "work")
 
     def __init__(
-        self, work: Work[T], future: "asyncio.Future[T]", bell: Doorbell | None, abandoned: Callable[[T], None] | None
+        self,
+        work: Work[Any],
+        future: "asyncio.Future[Any]",
+        bell: Doorbell | None,
+        abandoned: Callable[[Any], None] | None,
     ) -> None:
         self.work = work
         self.bell = bell
         self.future = future
         self.abandoned = abandoned
-        self.answer: T | None = None
+        self.answer: Any = None
         self.error: BaseException | None = None
 
     def resolve(self) -> None:
         """On the event loop: hand the answer over."""
         if self.future.done():
             if self.abandoned is not None and self.error is None:
-                self.abandoned(self.answer)  # type: ignore[arg-type]
+                self.abandoned(self.answer)
         elif self.error is not None:
             self.future.set_exception(self.error)
         else:
-            self.future.set_result(self.answer)  # type: ignore[arg-type]
+            self.future.set_result(self.answer)
 
 
 class SqliteFile:
@@ -113,7 +119,7 @@ class SqliteFile:
         self.messages_bell: Final = Doorbell(folder, "messages")
         self.results_bell: Final = Doorbell(folder, "results")
         self._timeout = timeout
-        self._jobs: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._closed: asyncio.Future[None] | None = None
 
@@ -195,10 +201,10 @@ class SqliteFile:
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(closed.set_result, None)
 
-    def _take(self) -> list[_Job[Any]] | None:
+    def _take(self) -> list[_Job] | None:
         """All that waits, at least one; None at the end."""
         job = self._jobs.get()
-        jobs: list[_Job[Any]] = []
+        jobs: list[_Job] = []
         while job is not None:
             jobs.append(job)
             if self._jobs.empty():
@@ -207,7 +213,7 @@ class SqliteFile:
         self._jobs.put(None)  # met again after these
         return jobs or None
 
-    def _transact(self, connection: sqlite3.Connection, jobs: list[_Job[Any]]) -> None:
+    def _transact(self, connection: sqlite3.Connection, jobs: list[_Job]) -> None:
         connection.execute("BEGIN IMMEDIATE")
         try:
             for job in jobs:
@@ -219,7 +225,7 @@ class SqliteFile:
             raise
 
 
-def _do(connection: sqlite3.Connection, job: _Job[Any]) -> None:
+def _do(connection: sqlite3.Connection, job: _Job) -> None:
     connection.execute("SAVEPOINT job")
     try:
         job.answer = job.work(connection)
@@ -230,7 +236,7 @@ def _do(connection: sqlite3.Connection, job: _Job[Any]) -> None:
         connection.execute("RELEASE job")
 
 
-def _resolve(jobs: list[_Job[Any]]) -> None:
+def _resolve(jobs: list[_Job]) -> None:
     for job in jobs:
         job.resolve()
 

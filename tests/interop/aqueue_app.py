@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import os
 from dataclasses import dataclass
 from datetime import date
@@ -41,8 +42,14 @@ def make(broker: str, results: str, **settings: Any) -> AQueue:
         retry_policy
     )
     app.task(name="interop.retry_now", retry=Retry(attempts=4))(retry_now)
+    app.task(name="interop.retry_with_nan", retry=Retry(attempts=2, backoff=0))(retry_with_nan)
     app.task(name="interop.tell_progress")(tell_progress)
     app.task(name="interop.order")(order)
+
+    async def send_child(queue: str) -> str:
+        return (await app.send_task("interop.request", queue=queue)).id
+
+    app.task(name="interop.send_child")(send_child)
     return app
 
 
@@ -70,6 +77,13 @@ async def retry_now(ctx: Context, times: int, after: float) -> list[Any]:
     if ctx.attempt <= times:
         raise Retry.now(after=after, error=ConnectionError(f"try {ctx.attempt - 1}"))
     return [ctx.attempt - 1, tasks.who()]
+
+
+async def retry_with_nan(ctx: Context) -> int:
+    """Fail once, with an exception whose argument strict JSON can't hold."""
+    if ctx.attempt == 1:
+        raise ValueError(math.nan)
+    return ctx.attempt - 1
 
 
 async def tell_progress(ctx: Context, port: int, flag: str) -> str:

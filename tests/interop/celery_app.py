@@ -21,9 +21,14 @@ def make(broker: str, results: str, **conf: Any) -> Any:
     app.task(name="interop.add")(add)
     app.task(name="interop.ignored", ignore_result=True)(tasks.count)
     app.task(name="interop.late", acks_late=True)(tasks.wait_for_flag)
-    app.task(name="interop.routed", queue="by-task")(tasks.give)
+    app.task(name="interop.routed")(tasks.give)
     app.task(name="interop.known_to_celery")(tasks.give)
     app.task(name="interop.sleep")(sleep)
+
+    def send_child(queue: str) -> Any:
+        return app.send_task("interop.request", queue=queue).id
+
+    app.task(name="interop.send_child")(send_child)
     app.task(
         name="interop.retry_policy",
         bind=True,

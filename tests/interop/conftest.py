@@ -106,15 +106,16 @@ def standing_plain_fleet(tmp_path_factory: pytest.TempPathFactory, celery_pools:
     yield from _standing_fleet(tmp_path_factory.mktemp("plain"), 0, {}, {"track_started": True})
 
 
-#: Everything that any of the two can read, and results that tell all and do not stay long.
+#: Everything that both can read, and results that do not stay long.
 _FORMATS: Final = ["json", "msgpack", "yaml", "pickle"]
-_RICH: Final = {"accept_content": _FORMATS, "result_extended": True, "result_expires": 1234}
+_RICH: Final = {"accept_content": _FORMATS, "result_expires": 1234}
 
 
 @pytest.fixture(scope="package")
 def standing_rich_fleet(tmp_path_factory: pytest.TempPathFactory, celery_pools: None) -> Iterator[Fleet]:
-    """Accepts every format, tells much with each result; the results have a database of their own."""
-    yield from _standing_fleet(tmp_path_factory.mktemp("rich"), 1, dict(_RICH), {**_RICH, "track_started": True})
+    """Accepts every format; the results have a database of their own."""
+    celery = {**_RICH, "result_extended": True}
+    yield from _standing_fleet(tmp_path_factory.mktemp("rich"), 1, celery, {**_RICH, "track_started": True})
 
 
 @pytest.fixture

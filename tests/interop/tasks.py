@@ -87,6 +87,10 @@ def fail_with_an_object() -> None:
     raise ValueError("with", Path)
 
 
+def give_what_can_not_be_stored() -> Any:
+    return Path("/")
+
+
 def wait_for_flag(port: int, flag: str) -> str:
     """Say that it runs, then wait until the flag is up."""
     found = traces(port)
@@ -189,6 +193,7 @@ PLAIN: Final[dict[str, Callable[..., Any]]] = {
     "interop.decline": decline,
     "interop.fail_strangely": fail_strangely,
     "interop.fail_with_an_object": fail_with_an_object,
+    "interop.give_what_can_not_be_stored": give_what_can_not_be_stored,
     "interop.wait_for_flag": wait_for_flag,
     "interop.count": count,
     "interop.count_slowly": count_slowly,

@@ -35,7 +35,9 @@ def utc(seconds: float) -> datetime:
 
 async def test_a_celery_clients_countdown_is_kept_by_an_aqueue_worker(plain_fleet: Fleet, key: str) -> None:
     due = clock(plain_fleet.site) + LATER
-    result = plain_fleet.client.send_task("interop.stamp", [plain_fleet.site.port, key], queue=TO_AQUEUE, countdown=LATER)
+    result = plain_fleet.client.send_task(
+        "interop.stamp", [plain_fleet.site.port, key], queue=TO_AQUEUE, countdown=LATER
+    )
     assert_in_time(await ended(result), due)
     assert plain_fleet.site.runs(key) == 1
 
@@ -68,7 +70,9 @@ async def test_the_countdown_of_a_celery_client_that_lives_in_another_zone_is_ke
 async def test_an_eta_in_the_past_runs_at_once(plain_fleet: Fleet, connect: Connect, key: str) -> None:
     app = await connect(plain_fleet.site)
     now = clock(plain_fleet.site)
-    theirs = plain_fleet.client.send_task("interop.stamp", [plain_fleet.site.port, key], queue=TO_AQUEUE, eta=utc(now - 3600))
+    theirs = plain_fleet.client.send_task(
+        "interop.stamp", [plain_fleet.site.port, key], queue=TO_AQUEUE, eta=utc(now - 3600)
+    )
     ours = await app.send_task("interop.stamp", [plain_fleet.site.port, key], queue=TO_CELERY, eta=utc(now - 3600))
     assert_in_time(await ended(theirs), now)
     assert_in_time(await ours.get(SOON), now)
@@ -77,7 +81,9 @@ async def test_an_eta_in_the_past_runs_at_once(plain_fleet: Fleet, connect: Conn
 async def test_what_waits_for_its_time_is_with_the_server_and_not_with_an_aqueue_worker(
     plain_fleet: Fleet, key: str
 ) -> None:
-    plain_fleet.client.send_task("interop.stamp", [plain_fleet.site.port, key], queue=TO_AQUEUE, countdown=LATER).forget()
+    plain_fleet.client.send_task(
+        "interop.stamp", [plain_fleet.site.port, key], queue=TO_AQUEUE, countdown=LATER
+    ).forget()
     with plain_fleet.site.broker_keys() as keys:
         await until(lambda: keys.zcard("aqueue:parked") == 1, "the message is parked")
         await until(lambda: keys.zcard("aqueue:leases") == 0, "no lease is held")
@@ -129,7 +135,9 @@ async def test_messages_with_shorter_waits_overtake_those_with_longer(plain_flee
 # --- not after -------------------------------------------------------------------------------------------------------
 
 
-async def test_a_celery_client_is_told_that_its_task_has_expired_at_an_aqueue_worker(plain_fleet: Fleet, key: str) -> None:
+async def test_a_celery_client_is_told_that_its_task_has_expired_at_an_aqueue_worker(
+    plain_fleet: Fleet, key: str
+) -> None:
     """The task may start after one second and must not start after a half."""
     from celery.exceptions import TaskRevokedError  # type: ignore[import-untyped]
 

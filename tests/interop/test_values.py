@@ -44,7 +44,10 @@ EXTENDED: Final[list[Any]] = [
 
 
 async def test_arguments_and_keyword_arguments_arrive(call: Call) -> None:
-    assert await call("interop.echo", 1, "two", three=[3], four={"v": 4}) == [[1, "two"], {"three": [3], "four": {"v": 4}}]
+    assert await call("interop.echo", 1, "two", three=[3], four={"v": 4}) == [
+        [1, "two"],
+        {"three": [3], "four": {"v": 4}},
+    ]
 
 
 async def test_a_task_without_arguments_runs(call: Call) -> None:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +18,7 @@ import redis
 from tests.interop import tasks
 from tests.kit.servers import Process, RedisServer
 
-_ROOT: Final = Path(__file__).parents[2]
-#: The console script of the environment that the tests run in.
-AQUEUE: Final = str(Path(sys.executable).with_name("aqueue"))
+ROOT: Final = Path(__file__).parents[2]
 #: Seconds a worker may take to start, or to end, on a busy machine.
 PATIENCE: Final = 30.0
 #: Lines of a worker's log shown when a test fails.
@@ -82,8 +80,8 @@ class WorkerProcess:
         with log.open("wb") as out:
             self._process = Process(
                 [sys.executable, *command],
-                cwd=env.pop("PWD", str(_ROOT)),
-                env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": _python_path(), **env},
+                cwd=env.pop("PWD", str(ROOT)),
+                env=process_environment(env),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -154,10 +152,10 @@ class WorkerProcess:
         self.end()
 
 
-def _python_path() -> str:
-    """Nothing but what the tests themselves see first: the checkout, or the copy that is tested instead of it."""
-    given = os.environ.get("PYTHONPATH", "")
-    return os.pathsep.join(filter(None, (given, str(_ROOT))))
+def process_environment(env: Mapping[str, str]) -> dict[str, str]:
+    """Ours and ``env``; what can be imported here can be imported there."""
+    path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), str(ROOT))))
+    return {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": path, **env}
 
 
 def environment(broker: str, results: str, who: str, settings: dict[str, Any]) -> dict[str, str]:
@@ -181,7 +179,19 @@ def celery_worker(
     settings: dict[str, Any] | None = None,
 ) -> WorkerProcess:
     """``celery -A tests.interop.celery_app worker``; ready when it says so."""
-    command = ["-m", "celery", "-A", "tests.interop.celery_app", "worker", "-Q", queues, "-n", f"{name}@%h", "-l", "info"]
+    command = [
+        "-m",
+        "celery",
+        "-A",
+        "tests.interop.celery_app",
+        "worker",
+        "-Q",
+        queues,
+        "-n",
+        f"{name}@%h",
+        "-l",
+        "info",
+    ]
     env = environment(broker, results, "celery", settings or {})
     return WorkerProcess(name, [*command, *arguments], folder / f"{name}.log", " ready.", env)
 
@@ -199,20 +209,20 @@ def aqueue_worker(
     name: str = "aqueue-worker",
     settings: dict[str, Any] | None = None,
 ) -> WorkerProcess:
-    """``aqueue worker tests.interop.aqueue_app``; its banner says that it has begun."""
-    command = [AQUEUE, "worker", "tests.interop.aqueue_app:app", "-Q", queues, "-n", name]
+    """``aqueue worker tests.interop.aqueue_app``; ready when it says so."""
+    command = ["-m", "aqueue", "worker", "tests.interop.aqueue_app:app", "-Q", queues, "-n", name]
     env = environment(broker, results, "aqueue", settings or {})
-    return WorkerProcess(name, [*command, *arguments], folder / f"{name}.log", "delivery at least once", env)
+    return WorkerProcess(name, [*command, *arguments], folder / f"{name}.log", " is ready", env)
 
 
 def aqueue_command(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a command of ``aqueue`` to its end."""
     return subprocess.run(
-        [sys.executable, AQUEUE, *arguments],
+        [sys.executable, "-m", "aqueue", *arguments],
         capture_output=True,
         text=True,
         timeout=PATIENCE,
         check=False,
-        cwd=_ROOT,
-        env={**os.environ, "PYTHONPATH": _python_path()},
+        cwd=ROOT,
+        env=process_environment({}),
     )

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aqueue.broker.redis.envelope import pack, unpack
-from aqueue.errors import BadMessage, ConfigurationError, EncodeError, MessageTooLarge
-from aqueue.protocol import Call, Embed, Message, Request, Unreadable, decode, is_success, retry_message, task_message
+from aqueue.errors import BadMessage
+from aqueue.protocol import Embed, Message, Request, Unreadable, decode, is_success, retry_message
 from aqueue.serialization import Limits, Serializer
 from aqueue.signing import Auth
 from tests.unit.elements import ABSENT, element, read, reason
@@ -258,79 +258,6 @@ def test_an_embed_of_the_wrong_shape_is_refused() -> None:
     assert reason(element([[], {}, {"callbacks": {"task": "t"}}])) == "bad_canvas"
     assert reason(element([[], {}, {"chain": ["t"]}])) == "bad_canvas"
     assert reason(element([[], {}, {"chord": "t"}])) == "bad_canvas"
-
-
-# --- writing ----------------------------------------------------------------------------------------------
-
-
-def call(**fields: Any) -> Call:
-    usual: dict[str, Any] = {
-        "task": "t",
-        "id": "1",
-        "args": [],
-        "kwargs": {},
-        "argsrepr": "()",
-        "kwargsrepr": "{}",
-        "queue": "celery",
-        "serializer": "json",
-        "reply_to": "r",
-        "origin": "gen1@host",
-        "root_id": "1",
-    }
-    return Call(**{**usual, **fields})
-
-
-def test_a_written_message_is_read_again() -> None:
-    written = task_message(call(args=[1, "é"], kwargs={"k": None}, priority=4, parent_id="p"), READS_ALL)
-    request = decode(written, READS_ALL)
-    assert (request.args, request.kwargs) == ([1, "é"], {"k": None})
-    assert (request.id, request.root_id, request.parent_id) == ("1", "1", "p")
-    assert written.priority == 4
-
-
-@pytest.mark.parametrize("serializer", ["json", "yaml", "msgpack", "pickle"])
-@pytest.mark.parametrize("compression", [None, "gzip", "bzip2", "lzma", "brotli", "zstd"])
-def test_every_serializer_goes_with_every_compression(serializer: str, compression: str | None) -> None:
-    args = [1, "é", None, [True, {"k": 1.5}]]
-    written = task_message(call(args=args, serializer=serializer, compression=compression), READS_ALL)
-    assert decode(written, READS_ALL).args == args
-    assert ("compression" in written.headers) is (compression is not None)
-
-
-def test_a_message_over_the_limit_is_not_written() -> None:
-    with pytest.raises(MessageTooLarge, match=r"task t\b.*bytes, the limit is 100"):
-        task_message(call(args=["x" * 100]), Serializer(limits=Limits(message=100)))
-
-
-def test_the_limit_is_for_what_travels_not_for_what_was_compressed() -> None:
-    task_message(call(args=["x" * 10_000], compression="gzip"), Serializer(limits=Limits(message=200)))
-
-
-def test_headers_that_our_own_workers_would_refuse_are_not_written() -> None:
-    with pytest.raises(MessageTooLarge):
-        written = task_message(call(headers={"x": "y" * 70_000}), READS_ALL)
-        assert reason(pack(written)) is None
-
-
-def test_an_unknown_compression_or_serializer_is_a_mistake_of_the_settings() -> None:
-    with pytest.raises(ConfigurationError, match="squeeze"):
-        task_message(call(compression="squeeze"), READS_ALL)
-    with pytest.raises(ConfigurationError, match="xml"):
-        task_message(call(serializer="xml"), READS_ALL)
-
-
-def test_arguments_that_json_has_no_form_for_are_an_encode_error() -> None:
-    with pytest.raises(EncodeError):
-        task_message(call(args=[{1, 2}]), READS_ALL)
-
-
-@pytest.mark.parametrize(("seconds", "written"), [(120, "120000"), (0.25, "250"), (0, "0"), (-5, "0")])
-def test_the_time_to_expire_is_a_text_of_whole_milliseconds(seconds: float, written: str) -> None:
-    assert task_message(call(expires_in=seconds), READS_ALL).properties["expiration"] == written
-
-
-def test_a_message_that_does_not_expire_has_no_expiration() -> None:
-    assert "expiration" not in task_message(call(), READS_ALL).properties
 
 
 # --- once more ----------------------------------------------------------------------------------------------

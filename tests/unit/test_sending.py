@@ -1,5 +1,6 @@
 """What aqueue sends, field by field beside what a Celery client sent for the same call."""
 
+import asyncio
 import base64
 import json
 import logging
@@ -11,14 +12,17 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from hypothesis import given
+from hypothesis import settings as given_settings
+from hypothesis import strategies as st
 
-from aqueue import AQueue, EncodeError, InvalidArguments, MessageTooLarge, Settings
+from aqueue import AQueue, ConfigurationError, EncodeError, InvalidArguments, MessageTooLarge, Settings
 from aqueue.broker.redis.envelope import pack
 from aqueue.broker.redis.keys import Keys
 from aqueue.context import Context, enter
-from aqueue.protocol import Message
+from aqueue.protocol import Message, decode
 from aqueue.sending import Routes
-from aqueue.serialization import Limits
+from aqueue.serialization import Encoded, Limits, Serializer
 from tests.unit.elements import element, read
 from tests.unit.vectors import Captured, instant, task, task_messages
 
@@ -29,8 +33,7 @@ async def message_sent(
     name: str, args: Any = (), kwargs: Mapping[str, Any] | None = None, settings: Settings | None = None, **options: Any
 ) -> Message:
     """The message that a call leaves on its queue; one with an ETA is not held back."""
-    settings = settings or Settings(eta_queues=("*",))
-    async with AQueue("proj", broker="memory://", settings=settings) as app:
+    async with AQueue("proj", broker="memory://", settings=settings or Settings(eta_queues=("*",))) as app:
         await app.send_task(name, args, kwargs, **options)
         (delivery,) = await app.producer().broker.fetch([options.get("queue", "celery"), "routed"], 10, 0)
     assert isinstance(delivery.message, Message)
@@ -169,7 +172,6 @@ async def test_text_beyond_ascii_is_sent_as_celery_sends_it() -> None:
     shown = [envelope["headers"].pop("argsrepr") for envelope in (ours, theirs)]
     assert shown[0][:1000] == shown[1][:1000]
     assert abs(len(shown[0]) - len(shown[1])) <= 16
-    assert base64.b64decode(ours["body"]).isascii()
     alike(normal(ours), normal(theirs))
 
 
@@ -217,9 +219,13 @@ async def test_an_eta_that_has_passed_is_sent_without_a_delay() -> None:
     assert instant(message.headers["eta"]) == FIRST
 
 
-async def test_what_has_expired_already_is_sent_as_expiring_at_once() -> None:
-    envelope = await sent("t", expires=-10)
-    assert envelope["properties"]["expiration"] == "0"
+@pytest.mark.parametrize(("expires", "written"), [(120, "120000"), (0.25, "250"), (0, "0"), (-5, "0")])
+async def test_the_time_to_expire_is_a_text_of_whole_milliseconds(expires: float, written: str) -> None:
+    assert (await message_sent("t", expires=expires)).properties["expiration"] == written
+
+
+async def test_a_message_that_does_not_expire_has_no_expiration() -> None:
+    assert "expiration" not in (await message_sent("t")).properties
 
 
 async def test_a_future_message_waits_at_the_broker() -> None:
@@ -237,8 +243,11 @@ async def test_texts_of_arguments_may_be_given_instead() -> None:
 
 
 async def test_a_task_sent_by_a_task_belongs_to_its_family() -> None:
-    enter(Context(read(element(headers={"id": "parent", "root_id": "root"}))))
-    headers = (await sent("t"))["headers"]
+    async def parent() -> dict[str, Any]:
+        enter(Context(read(element(headers={"id": "parent", "root_id": "root"}))))
+        return await sent("t")
+
+    headers = (await asyncio.create_task(parent()))["headers"]
     assert (headers["root_id"], headers["parent_id"]) == ("root", "parent")
     assert headers["id"] not in ("root", "parent")
 
@@ -274,6 +283,79 @@ def test_a_route_that_makes_no_sense_is_refused() -> None:
         Routes(Settings(routes={"*": "two words"}))("t")
 
 
+@pytest.mark.parametrize("serializer", ["json", "yaml", "msgpack", "pickle"])
+@pytest.mark.parametrize("compression", [None, "gzip", "bzip2", "lzma", "brotli", "zstd"])
+async def test_every_serializer_goes_with_every_compression(serializer: str, compression: str | None) -> None:
+    args = [1, "é", None, [True, {"k": 1.5}]]
+    options = {} if compression is None else {"compression": compression}
+    message = await message_sent("t", args, {"k": "\u2028"}, serializer=serializer, **options)
+    request = decode(message, Serializer(["json", "yaml", "msgpack", "pickle"]))
+    assert (request.args, request.kwargs) == (args, {"k": "\u2028"})
+    assert ("compression" in message.headers) is (compression is not None)
+
+
+@given(
+    args=st.lists(
+        st.none() | st.booleans() | st.integers() | st.text(st.characters(codec=None), max_size=5), max_size=4
+    ),
+    kwargs=st.dictionaries(
+        st.text(st.characters(codec=None), max_size=5), st.integers() | st.text(max_size=5), max_size=3
+    ),
+)
+@given_settings(max_examples=60, deadline=None)
+def test_plain_arguments_come_back_exactly(args: list[Any], kwargs: dict[str, Any]) -> None:
+    serializer = Serializer()
+    body = serializer.dumps_call(args, kwargs, {"chain": None}, "json")
+    assert repr(serializer.loads(*_as_read(body))) == repr([args, kwargs, {"chain": None}])
+    assert repr(json.loads(body.data)) == repr([args, kwargs, {"chain": None}])
+
+
+def _as_read(encoded: Encoded) -> tuple[bytes, str, str]:
+    return encoded.data, encoded.content_type, encoded.content_encoding
+
+
+@pytest.mark.parametrize(
+    "route",
+    [{"countdown": 60}, {"eta": FIRST}, {"expires": 60}, {"argsrepr": "(***)"}, {"kwargsrepr": "{***}"}, {"shadow": "s"},
+     {"timeout": 5}, {"soft_timeout": 5}, {"headers": {"x": 1}}, {"ignore_result": True}, {"compression": "gzip"},
+     {"serializer": "yaml"}, {"priority": 3}],
+    ids=str,
+)  # fmt: skip
+async def test_a_route_may_say_all_that_a_call_may(route: Any) -> None:
+    by_call, by_route = [
+        json.loads(pack(message))
+        for message in (
+            await message_sent("t", [1], settings=Settings(eta_queues=("*",)), **route),
+            await message_sent("t", [1], settings=Settings(eta_queues=("*",), routes={"t": route})),
+        )
+    ]
+    for envelope in (by_call, by_route):
+        for name in ("id", "root_id"):
+            del envelope["headers"][name]
+        for name in ("correlation_id", "reply_to", "delivery_tag"):
+            del envelope["properties"][name]
+        for name in ("eta", "expires"):
+            envelope["headers"][name] = (envelope["headers"][name] or "")[:13]
+    assert by_route == by_call
+
+
+async def test_messages_of_one_task_share_nothing_that_can_be_changed() -> None:
+    async with AQueue("proj", broker="memory://") as app:
+
+        @app.task(name="t", headers={"x": {"a": 1}})
+        def work() -> None: ...
+
+        for _ in range(2):
+            await work.send()
+        one, other = [delivery.message for delivery in await app.producer().broker.fetch(["celery"], 2, 0)]
+    assert isinstance(one, Message)
+    assert isinstance(other, Message)
+    one.headers["stamps"]["x"] = 1
+    one.headers["timelimit"][0] = 5
+    assert other.headers["stamps"] == {}
+    assert other.headers["timelimit"] == [None, None]
+
+
 # --- refused before anything is sent -----------------------------------------------------------------------------
 
 
@@ -288,6 +370,34 @@ async def test_an_argument_that_cannot_be_written_is_named(args: Any, kwargs: di
 async def test_a_message_over_the_limit_is_refused_with_what_to_do() -> None:
     with pytest.raises(MessageTooLarge, match="the limit is 1,000"):
         await message_sent("t", ["x" * 1000], settings=Settings(limits=Limits(message=1000)))
+
+
+async def test_the_limit_is_for_what_travels_not_for_what_was_compressed() -> None:
+    small = Settings(limits=Limits(message=200))
+    await message_sent("t", ["x" * 10_000], settings=small, compression="gzip")
+    with pytest.raises(MessageTooLarge):
+        await message_sent("t", ["x" * 10_000], settings=small)
+
+
+async def test_headers_that_our_own_workers_would_refuse_are_refused_here() -> None:
+    with pytest.raises(MessageTooLarge):
+        await message_sent("t", headers={"x": "y" * 70_000})
+    with pytest.raises(MessageTooLarge):
+        await message_sent("t", argsrepr="y" * 70_000)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"), [({"compression": "squeeze"}, "squeeze"), ({"serializer": "xml"}, "xml")]
+)
+async def test_an_unknown_format_is_a_mistake_of_the_settings(options: Any, named: str) -> None:
+    with pytest.raises(ConfigurationError, match=named):
+        await message_sent("t", [{}], **options)
+
+
+@pytest.mark.parametrize("args", [[10**5000], [1, 10**5000], ["a", 10**5000], [[10**5000]]], ids=len)
+async def test_a_number_that_no_reader_takes_is_refused_as_any_other(args: list[Any]) -> None:
+    with pytest.raises(EncodeError):
+        await message_sent("t", args)
 
 
 async def test_nothing_is_sent_when_one_call_of_many_cannot_be() -> None:
