@@ -28,7 +28,7 @@ def understand(delivery: Delivery, serializer: Serializer) -> Request | Dead:
     try:
         return decode(message, serializer)
     except BadMessage as error:
-        return Dead(error.reason, error.detail, error)
+        return Dead(error.reason, error.detail, error.with_traceback(None))
 
 
 def admit(

@@ -33,8 +33,8 @@ class AQueue:
     """An app: tasks, a broker to send them through, a store for their results.
 
     ``broker`` and ``backend`` are URLs, or factories. Without a broker, ``AQUEUE_BROKER_URL`` is used, else the
-    SQLite file ``<name>.db`` in the working directory; without a backend, ``AQUEUE_RESULT_BACKEND``, else the broker's own
-    server. Declaring tasks connects to nothing; connections are opened by the first use, one set for each
+    SQLite file ``<name>.db`` in the working directory; without a backend, ``AQUEUE_RESULT_BACKEND``, else the
+    broker's own server. Declaring tasks connects to nothing; connections are opened by the first use, one set for each
     event loop, and closed by ``async with app``.
     """
 

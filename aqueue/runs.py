@@ -14,6 +14,7 @@ from aqueue.admission import admit, understand
 from aqueue.app import AQueue
 from aqueue.broker import Broker, Delivery
 from aqueue.context import Context, enter
+from aqueue.errors import StoreUnavailable
 from aqueue.failures import SoftTimeLimitExceeded, TimeLimitExceeded
 from aqueue.leases import LeaseKeeper
 from aqueue.outcome import CallNext, Dead, Done, GiveBack, Outcome, fold
@@ -97,6 +98,7 @@ class Runs:
             task = admit(delivery, request, self._app.tasks, self._app.settings, now)
             if not isinstance(task, Task):
                 self._conclude(delivery, request, None, task)
+                self._tell(Context(request, deliveries=delivery.deliveries, worker=self._worker), task, 0.0)
                 continue
             met[delivery.message.queue].add(task.definition.kind)
             if self._slots.take(task.definition.kind):
@@ -151,7 +153,7 @@ class Runs:
             request = run.request
             request.args, request.kwargs = run.task.codec.decode(request.args, request.kwargs)
             if self._app.settings.track_started and self._verdicts.keeps_result(request, run.task):
-                await self._store.put([self._verdicts.started(request)])
+                await self._report_start(request)
             return Done(await self._call(run.context))
         except BaseException as error:  # noqa: BLE001 - whatever a task raises is its outcome
             reason = run.context.cancel_reason
@@ -166,6 +168,12 @@ class Runs:
             kind = SoftTimeLimitExceeded if soft else TimeLimitExceeded
             return outcome_of(kind(limit).with_traceback(error.__traceback__), run.request, run.task)
         return GiveBack() if reason == "shutdown" else None
+
+    async def _report_start(self, request: Request) -> None:
+        try:
+            await self._store.put([self._verdicts.started(request)])
+        except StoreUnavailable as error:  # the task matters more than the word that it began
+            logger.warning("%s[%s] runs, but is not recorded as started: %s", request.task, request.id, error)
 
     async def report(self, request: Request, state: str, meta: Any) -> None:
         """Store a state that a task tells of itself. Raises EncodeError, MessageTooLarge, StoreUnavailable."""
@@ -191,6 +199,7 @@ class Runs:
             _log_dead(delivery, request, outcome)
 
     def _tell(self, context: Context, outcome: Outcome, seconds: float) -> None:
+        """Tell the observers of a run, or (after 0.0 s) of a message that was not run."""
         for observer in self._app.observers:
             try:
                 observer(context, outcome, seconds)

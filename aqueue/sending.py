@@ -5,12 +5,12 @@ import logging
 from collections.abc import Sequence
 from datetime import datetime, timedelta, timezone
 from fnmatch import fnmatchcase
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from aqueue.async_result import AsyncResult
 from aqueue.broker import Broker
 from aqueue.context import current
-from aqueue.errors import EncodeError, StoreUnavailable
+from aqueue.errors import EncodeError, EnqueueFailed, EnqueueUnknown, StoreUnavailable
 from aqueue.identifiers import new_id, origin
 from aqueue.options import Options, check
 from aqueue.outbox import Outbox
@@ -24,6 +24,9 @@ from aqueue.task import Signature
 logger = logging.getLogger("aqueue.send")
 
 R = TypeVar("R")
+
+#: Messages of one `send_many` that travel together.
+_CHUNK: Final = 500
 
 
 class Routes:
@@ -74,9 +77,18 @@ class Producer:
         return sent
 
     async def send_many(self, signatures: Sequence[Signature[R]]) -> list[AsyncResult[R]]:
-        """Store all calls together; raises like `send`."""
+        """Store all calls, in chunks that keep the server's steps short; raises like `send`.
+
+        All are checked before the first is sent. An EnqueueFailed after that says by position which were not stored.
+        """
         made = [self._message(signature) for signature in signatures]
-        await self._publish([message for message, _ in made])
+        for start in range(0, len(made), _CHUNK):
+            try:
+                await self._publish([message for message, _ in made[start : start + _CHUNK]])
+            except EnqueueFailed as error:
+                raise _beyond(error, start, len(made)) from None
+            except EnqueueUnknown as error:
+                raise EnqueueUnknown(str(error), [sent.id for _, sent in made[start:]]) from None
         return [sent for _, sent in made]
 
     async def close(self) -> None:
@@ -187,6 +199,15 @@ class Producer:
 
     def _utc(self, seconds: float) -> datetime:
         return datetime.fromtimestamp(self.broker.now(), timezone.utc) + timedelta(seconds=seconds)
+
+
+def _beyond(error: EnqueueFailed, start: int, count: int) -> EnqueueFailed:
+    """The error of one chunk, in positions of the whole: what stood before it is stored, what follows is not."""
+    if error.refused is None:
+        return error if not start else EnqueueFailed(str(error), dict.fromkeys(range(start, count), str(error)))
+    refused = {start + position: reason for position, reason in error.refused.items()}
+    rest = dict.fromkeys(range(min(start + _CHUNK, count), count), "not sent after these")
+    return EnqueueFailed(str(error), {**refused, **rest})
 
 
 def _as_options(route: Route) -> Options:

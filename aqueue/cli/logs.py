@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from aqueue.context import Context, current
-from aqueue.outcome import Again, Dead, Done, Failed, GiveBack, Outcome, Revoked
+from aqueue.outcome import Again, Dead, Done, Failed, GiveBack, Outcome, PutOff, Revoked
 from aqueue.saferepr import printable
 
 LogFormat = Literal["human", "json"]
@@ -87,7 +87,7 @@ def log_run(context: Context, outcome: Outcome, seconds: float) -> None:
             logger.error("%s[%s] failed after %.3f s", name, context.id, seconds, exc_info=error, extra=about)
         case Revoked(reason=reason):
             logger.info("%s[%s] was not run: %s", name, context.id, reason, extra=about)
-        case GiveBack():
+        case GiveBack() | PutOff():
             logger.info("%s[%s] was given back", name, context.id, extra=about)
         case Dead():
             pass  # logged where it is buried

@@ -19,7 +19,7 @@ import msgspec
 import aqueue
 from aqueue.cli import logs
 from aqueue.cli.locate import load_app
-from aqueue.errors import AQueueError
+from aqueue.errors import AQueueError, ConfigurationError
 from aqueue.options import check_queue
 from aqueue.worker import Worker
 
@@ -54,6 +54,11 @@ def serve(options: Options) -> int:
         app = load_app(options.app)
         for module in app.settings.include:
             import_module(module)
+        if app.servers.broker_name.startswith("memory:"):
+            raise ConfigurationError(
+                "memory:// lives inside one program, so nothing could ever reach this worker; "
+                "use sqlite:///file or Redis, or run aqueue.worker.Worker inside the program"
+            )
         app.add_observer(logs.log_run)
         queues = [check_queue(queue.strip()) for queue in options.queues.split(",") if queue.strip()]
         # What was imported stays; and messages live for a batch, which is longer than the collector expects.

@@ -3,39 +3,37 @@
 import json
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
-from celery import Celery  # type: ignore[import-untyped]
-
 from tests.interop import tasks
+from tests.interop.celery_names import Celery
 
 
 def make(broker: str, results: str, **conf: Any) -> Any:
     """An app with all tasks; ``conf`` are Celery's settings."""
     app = Celery("interop", broker=broker, backend=results, set_as_current=False)
     app.conf.update(broker_connection_retry_on_startup=True, task_track_started=True, **conf)
-    for name, function in tasks.PLAIN.items():
-        app.task(name=name)(function)
-    for name, function in tasks.BOUND.items():
-        app.task(name=name, bind=True)(function)
-    app.task(name="interop.add")(add)
-    app.task(name="interop.ignored", ignore_result=True)(tasks.count)
-    app.task(name="interop.late", acks_late=True)(tasks.wait_for_flag)
-    app.task(name="interop.routed")(tasks.give)
-    app.task(name="interop.known_to_celery")(tasks.give)
-    app.task(name="interop.sleep")(sleep)
+
+    def register(name: str, function: Callable[..., Any], **options: Any) -> None:
+        app.task(name=name, shared=False, **options)(function)
 
     def send_child(queue: str) -> Any:
         return app.send_task("interop.request", queue=queue).id
 
-    app.task(name="interop.send_child")(send_child)
-    app.task(
-        name="interop.retry_policy",
-        bind=True,
-        autoretry_for=(ConnectionError,),
-        max_retries=3,
-        default_retry_delay=0.2,
-    )(retry_policy)
+    for name, function in tasks.PLAIN.items():
+        register(name, function)
+    for name, function in tasks.BOUND.items():
+        register(name, function, bind=True)
+    register("interop.add", add)
+    register("interop.ignored", tasks.count, ignore_result=True)
+    register("interop.late", tasks.wait_for_flag, acks_late=True)
+    register("interop.routed", tasks.give)
+    register("interop.known_to_celery", tasks.give)
+    register("interop.sleep", sleep)
+    register("interop.send_child", send_child)
+    again: dict[str, Any] = {"autoretry_for": (ConnectionError,), "max_retries": 3, "default_retry_delay": 0.2}
+    register("interop.retry_policy", retry_policy, bind=True, **again)
     return app
 
 

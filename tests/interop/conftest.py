@@ -10,11 +10,11 @@ from uuid import uuid4
 
 import pytest
 import pytest_asyncio
-from kombu import pools  # type: ignore[import-untyped]
 
 from aqueue import AQueue
 from aqueue.worker import Worker
 from tests.interop import aqueue_app, celery_app
+from tests.interop.celery_names import pools
 from tests.interop.workers import Site, WorkerProcess, aqueue_worker, celery_worker
 from tests.kit.servers import RedisServer
 
@@ -23,7 +23,7 @@ TO_CELERY: Final = "to-celery"
 TO_AQUEUE: Final = "to-aqueue"
 BOTH: Final = "both"
 #: Seconds any result may take.
-SOON: Final = 20.0
+SOON: Final = 15.0
 
 
 @pytest.hookimpl(wrapper=True)

@@ -31,7 +31,7 @@ class Declined(Exception):
 
 
 @cache
-def traces(port: int) -> redis.Redis:
+def traces(port: int) -> Any:
     """Where tasks leave their traces, on the server with this port."""
     return redis.Redis(port=port, db=TRACES, socket_timeout=10, decode_responses=True)
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from aqueue import AQueue, AsyncResult, TaskFailed
+from tests.interop.celery_names import SoftTimeLimitExceeded, TimeLimitExceeded
 from tests.interop.conftest import SOON, TO_AQUEUE, TO_CELERY, Connect, Fleet, ended
 from tests.interop.tasks import Declined
 
@@ -81,8 +82,6 @@ async def test_a_celery_client_that_does_not_know_aqueue_sees_wrong_arguments_as
 
 
 async def test_a_celery_clients_time_limit_ends_an_aqueue_task(fleet: Fleet) -> None:
-    from billiard.exceptions import TimeLimitExceeded  # type: ignore[import-untyped]
-
     error, result = await failure_at_celery(fleet, "interop.sleep", 60, time_limit=0.3)
     assert type(error) is TimeLimitExceeded
     assert error.args == (0.3,)
@@ -90,8 +89,6 @@ async def test_a_celery_clients_time_limit_ends_an_aqueue_task(fleet: Fleet) -> 
 
 
 async def test_a_celery_clients_soft_time_limit_ends_an_aqueue_task(fleet: Fleet) -> None:
-    from billiard.exceptions import SoftTimeLimitExceeded
-
     error, _ = await failure_at_celery(fleet, "interop.sleep", 60, soft_time_limit=0.3, time_limit=5)
     assert type(error) is SoftTimeLimitExceeded
 

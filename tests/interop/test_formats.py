@@ -11,6 +11,7 @@ import pytest
 
 from aqueue import TaskFailed
 from tests.interop import tasks
+from tests.interop.celery_names import TaskRevokedError
 from tests.interop.conftest import BOTH, SOON, TO_AQUEUE, TO_CELERY, Connect, Fleet, ended, working
 from tests.interop.test_values import EXTENDED, UNICODE
 from tests.interop.workers import aqueue_command
@@ -18,7 +19,11 @@ from tests.kit.waiting import until
 
 COMPRESSORS: Final = ("gzip", "bzip2", "lzma", "brotli", "zstd")
 ALIASES: Final = ("zlib", "bzip", "xz", "zstandard")
-_COMMON: Final = {"text": UNICODE, "list": [1, 2.5, None, True, [[]]], "object": {"deep": {"deeper": -1}}}
+_COMMON: Final[dict[str, Any]] = {
+    "text": UNICODE,
+    "list": [1, 2.5, None, True, [[]]],
+    "object": {"deep": {"deeper": -1}},
+}
 #: For each serializer, what it can say by itself.
 VALUES: Final[dict[str, Any]] = {
     "json": [_COMMON, *EXTENDED],
@@ -263,8 +268,6 @@ async def test_the_countdown_of_a_protocol_1_task_is_kept(rich_fleet: Fleet, old
 
 
 async def test_an_expired_protocol_1_task_is_not_run(rich_fleet: Fleet, old_client: Any, key: str) -> None:
-    from celery.exceptions import TaskRevokedError  # type: ignore[import-untyped]
-
     result = old_client.send_task(
         "interop.stamp", [rich_fleet.site.port, key], queue=TO_AQUEUE, countdown=0.6, expires=0.3
     )

@@ -4,13 +4,14 @@ import asyncio
 import math
 from collections.abc import Callable
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any
 
 import pytest
-from celery.result import ResultSet  # type: ignore[import-untyped]
 
 from aqueue import AQueue, ResultIgnored, ResultUnknown, TaskFailed
 from aqueue.async_result import UNKNOWN
+from tests.interop.celery_names import ResultSet
 from tests.interop.conftest import SOON, TO_AQUEUE, TO_CELERY, Connect, Fleet, ended, working
 from tests.interop.workers import Site
 from tests.kit.waiting import until
@@ -92,11 +93,11 @@ async def test_results_live_for_a_day_on_both_sides(plain_fleet: Fleet, connect:
             theirs = plain_fleet.client.send_task(task, args, queue=queue)
             ours = await app.send_task(task, args, queue=queue)
             for result in (theirs, ours):
-                await until(lambda id=result.id: app_is_done(plain_fleet, id), "the task has ended")
+                await until(partial(is_done, plain_fleet, result.id), "the task has ended")
                 assert 86_000 < time_to_live(plain_fleet.site, result.id) <= 86_400
 
 
-def app_is_done(fleet: Fleet, task_id: str) -> bool:
+def is_done(fleet: Fleet, task_id: str) -> bool:
     done: bool = fleet.client.AsyncResult(task_id).ready()
     return done
 
@@ -114,7 +115,7 @@ async def test_states_on_the_way_do_not_live_for_ever(fleet: Fleet, connect: Con
         flag = f"{key}-{queue}"
         result = await app.send_task("interop.progress", [fleet.site.port, flag], queue=queue)
         assert time_to_live(fleet.site, result.id) > 0
-        await until(lambda flag=flag: fleet.site.runs(flag), "the task runs")
+        await until(partial(fleet.site.runs, flag), "the task runs")
         assert time_to_live(fleet.site, result.id) > 0
         fleet.site.put_up(flag)
         await result.get(SOON)

@@ -1,12 +1,14 @@
 """States on the way: STARTED, progress of the task's own, RETRY, in both directions."""
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import pytest
 
 from aqueue import TaskFailed
 from aqueue.results import RemoteError
+from tests.interop.celery_names import MaxRetriesExceededError
 from tests.interop.conftest import SOON, TO_AQUEUE, TO_CELERY, Connect, Fleet, ended
 from tests.kit.waiting import until
 
@@ -87,7 +89,7 @@ async def test_waiting_clients_of_both_kinds_are_not_woken_by_progress_alone(
             asyncio.create_task(ended(theirs)),
             asyncio.create_task(app.result(theirs.id, known=True).get(SOON)),
         ]
-        await until(lambda flag=flag: fleet.site.runs(flag), "the task runs")
+        await until(partial(fleet.site.runs, flag), "the task runs")
         assert not any(one.done() for one in waiting)
         fleet.site.put_up(flag)
         assert len(set(await asyncio.gather(*waiting))) == 1
@@ -160,8 +162,6 @@ async def test_an_aqueue_client_is_told_the_exception_of_the_last_attempt(fleet:
 
 
 async def test_a_celery_client_knows_the_error_of_too_many_retries_by_celerys_name(fleet: Fleet) -> None:
-    from celery.exceptions import MaxRetriesExceededError  # type: ignore[import-untyped]
-
     result = fleet.client.send_task("interop.retry_too_often", queue=TO_AQUEUE)
     with pytest.raises(MaxRetriesExceededError):
         await ended(result)
@@ -182,7 +182,7 @@ async def test_attempts_counted_by_one_kind_of_worker_are_counted_on_by_the_othe
     ]
     values = [await ended(result) for result in results]
     assert [value[0] for value in values] == [4] * 20
-    workers = set()
+    workers: set[str] = set()
     for i in range(20):
         attempts = fleet.site.traces.lrange(f"attempts:{key}-{i}", 0, -1)
         assert [attempt.split()[0] for attempt in attempts] == ["0", "1", "2", "3", "4"]

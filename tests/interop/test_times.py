@@ -8,6 +8,7 @@ from typing import Any, Final
 import pytest
 
 from aqueue import TaskRevoked
+from tests.interop.celery_names import TaskRevokedError
 from tests.interop.conftest import SOON, TO_AQUEUE, TO_CELERY, Connect, Fleet, ended
 from tests.interop.workers import Site
 from tests.kit.waiting import until
@@ -139,8 +140,6 @@ async def test_a_celery_client_is_told_that_its_task_has_expired_at_an_aqueue_wo
     plain_fleet: Fleet, key: str
 ) -> None:
     """The task may start after one second and must not start after a half."""
-    from celery.exceptions import TaskRevokedError  # type: ignore[import-untyped]
-
     result = plain_fleet.client.send_task(
         "interop.stamp", [plain_fleet.site.port, key], queue=TO_AQUEUE, countdown=LATER, expires=LATER / 2
     )
@@ -167,8 +166,6 @@ async def test_an_aqueue_client_is_told_that_its_task_has_expired_at_a_celery_wo
 async def test_a_time_that_is_over_when_a_task_is_sent_is_expired_for_both(
     plain_fleet: Fleet, connect: Connect, key: str
 ) -> None:
-    from celery.exceptions import TaskRevokedError
-
     app = await connect(plain_fleet.site)
     past = utc(clock(plain_fleet.site) - 10)
     ours = await app.send_task("interop.stamp", [plain_fleet.site.port, key], queue=TO_CELERY, expires=past)
@@ -193,8 +190,6 @@ async def test_a_task_that_is_in_time_runs_though_it_would_expire_later(
 
 
 async def test_a_task_that_expires_between_its_retries_is_not_run_again(plain_fleet: Fleet, key: str) -> None:
-    from celery.exceptions import TaskRevokedError
-
     result = plain_fleet.client.send_task(
         "interop.retry_self", [1, LATER, plain_fleet.site.port, key], queue=TO_AQUEUE, expires=LATER / 2
     )

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.interop.conftest import Call, Fleet, ended, TO_AQUEUE, SOON, TO_CELERY, Connect
+from tests.interop.conftest import SOON, TO_AQUEUE, TO_CELERY, Call, Connect, Fleet, ended
 
 #: What JSON can say by itself.
 PLAIN: Final[list[Any]] = [

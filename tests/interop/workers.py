@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -45,17 +45,17 @@ class Site:
         return f"redis://127.0.0.1:{self.port}/{self.results_db}"
 
     @property
-    def traces(self) -> redis.Redis:
+    def traces(self) -> Any:
         """What tasks have left for the tests to read."""
         return tasks.traces(self.port)
 
     @contextmanager
-    def broker_keys(self) -> Iterator[redis.Redis]:
+    def broker_keys(self) -> Iterator[Any]:
         with redis.Redis(port=self.port, db=0, socket_timeout=10) as client:
             yield client
 
     @contextmanager
-    def result_keys(self) -> Iterator[redis.Redis]:
+    def result_keys(self) -> Iterator[Any]:
         with redis.Redis(port=self.port, db=self.results_db, socket_timeout=10) as client:
             yield client
 
@@ -74,13 +74,15 @@ class WorkerProcess:
     #: Those that run now: their logs are shown when a test fails.
     running: Final[list["WorkerProcess"]] = []
 
-    def __init__(self, title: str, command: Sequence[str], log: Path, ready: str, env: dict[str, str]) -> None:
+    def __init__(
+        self, title: str, command: Sequence[str], log: Path, ready: str, env: dict[str, str], cwd: Path = ROOT
+    ) -> None:
         self.title = title
         self._log = log
         with log.open("wb") as out:
             self._process = Process(
                 [sys.executable, *command],
-                cwd=env.pop("PWD", str(ROOT)),
+                cwd=cwd,
                 env=process_environment(env),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -136,10 +138,8 @@ class WorkerProcess:
         return code
 
     def _kill_session(self) -> None:
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
     def _forget(self) -> None:
         if self in self.running:

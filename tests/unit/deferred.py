@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 if TYPE_CHECKING:
-    from somewhere import Session
-
-    import elsewhere.models
+    import elsewhere.models  # type: ignore[import-not-found]
+    from somewhere import Session  # type: ignore[import-not-found]
 
 
 @dataclass
@@ -40,11 +39,11 @@ def unresolved_result(point: Point) -> Session:
     return point
 
 
-def no_such_attribute(value: UUID.NoSuchThing, count: int) -> int:
+def no_such_attribute(value: UUID.NoSuchThing, count: int) -> int:  # type: ignore[name-defined]
     """The name is there, what it should have is not."""
     return count
 
 
-def union_with_a_text(value: int | "Missing", count: int) -> int:
+def union_with_a_text(value: int | "UUID", count: int) -> int:  # noqa: UP037
     """An expression that fails when it is evaluated."""
     return count

@@ -3,9 +3,9 @@
 import base64
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from aqueue.broker.redis.envelope import unpack
 from aqueue.errors import BadMessage
@@ -72,14 +72,23 @@ def message_of(raw: bytes) -> Message:
     return found
 
 
-def refusal(raw: bytes, serializer: Serializer | None = None, limits: Limits | None = None) -> BadMessage | None:
-    """Why an element can't be read; None when it can. Any other error than BadMessage fails the test."""
+E = TypeVar("E", bound=BaseException)
+
+
+def error_of(kind: type[E], action: Callable[[], object]) -> E | None:
+    """The error of a kind that an action ends with; None when it ends well. Any other error goes on."""
     try:
-        read(raw, serializer, limits)
-    except BadMessage as error:
-        assert len(str(error)) < 1000, f"{len(str(error)):,} characters of a message's own in the reason"
+        action()
+    except kind as error:
         return error
     return None
+
+
+def refusal(raw: bytes, serializer: Serializer | None = None, limits: Limits | None = None) -> BadMessage | None:
+    """Why an element can't be read; None when it can. Any other error than BadMessage fails the test."""
+    error = error_of(BadMessage, lambda: read(raw, serializer, limits))
+    assert len(str(error)) < 1000, f"{len(str(error)):,} characters of a message's own in the reason"
+    return error
 
 
 def reason(raw: bytes, serializer: Serializer | None = None, limits: Limits | None = None) -> str | None:

@@ -323,6 +323,38 @@ def test_a_header_of_the_wrong_type_is_refused_by_its_name(header: str, value: A
     assert header in error.detail
 
 
+HEADERS_READ = [
+    "retries", "timelimit", "root_id", "parent_id", "group", "group_index", "ignore_result", "shadow", "eta", "expires",
+    "compression", "id", "task",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("header", HEADERS_READ)
+@pytest.mark.parametrize("value", ["\ud800", ["\ud800"], {"\ud800": 1}, {"a": "\ud800"}], ids=ascii)
+def test_half_a_surrogate_pair_in_any_header_is_refused_or_read(header: str, value: Any) -> None:
+    assert reason(element(headers={header: value})) in (None, *REASONS)
+    assert reason(element({"task": "t", "id": "1", "args": [], header: value}, headers=ABSENT)) in (None, *REASONS)
+
+
+REASONS = ("bad_header", "bad_eta", "bad_expires", "bad_id", "bad_name", "bad_compression")
+
+
+@pytest.mark.parametrize("part", ["body", "headers", "properties", "content-type", "content-encoding"])
+@pytest.mark.parametrize("value", ["\ud800", ["\ud800"], {"\ud800": "\ud800"}], ids=ascii)
+def test_half_a_surrogate_pair_in_any_part_of_the_envelope_is_refused_or_read(part: str, value: Any) -> None:
+    found = reason(json.dumps({**json.loads(element()), part: value}).encode())
+    assert found in (None, "undecodable", "bad_encoding", "content_refused", "bad_name", "bad_body")
+
+
+@pytest.mark.parametrize("part", ["callbacks", "errbacks", "chain", "chord", "args", "kwargs", "taskset", "group"])
+@pytest.mark.parametrize("value", ["\ud800", ["\ud800"], {"\ud800": 1}], ids=ascii)
+def test_half_a_surrogate_pair_in_any_part_of_a_body_is_refused_or_read(part: str, value: Any) -> None:
+    assert reason(element([[], {}, {part: value}])) in (None, "bad_canvas")
+    assert reason(element({"task": "t", "id": "1", part: value}, headers=ABSENT)) in (
+        None, "bad_body", "bad_canvas", "bad_header",
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "value",
     [
@@ -715,8 +747,9 @@ def test_a_refused_message_keeps_its_reason_and_its_detail_apart() -> None:
 
 def test_kwargs_whose_keys_are_no_texts_are_left_to_the_task() -> None:
     """The call fails, as it does in a Celery worker; the message is not bad."""
-    body = msgpack.packb([[], {b"key": 1}, {}])
-    assert read(element(body, content_type="application/x-msgpack"), ALL).kwargs == {b"key": 1}
+    raw_kwargs: Any = {b"key": 1}
+    body = msgpack.packb([[], raw_kwargs, {}])
+    assert read(element(body, content_type="application/x-msgpack"), ALL).kwargs == raw_kwargs
 
 
 def test_the_time_is_read_whatever_the_clock_says() -> None:

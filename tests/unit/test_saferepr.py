@@ -3,7 +3,7 @@
 import re
 from collections import OrderedDict
 from datetime import date
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from aqueue.saferepr import LIMIT, printable, saferepr
 from tests.unit.elements import nested, quickly
 from tests.unit.vectors import Captured, task_messages
 
-#: Messages whose arguments are shown whole, hold no bytes (see `test_sending`), and held no tuples that JSON made lists.
+#: Messages whose arguments are shown whole, hold no bytes (see `test_sending`), and held no tuples before.
 SHORT = [
     captured
     for captured in task_messages()
@@ -129,7 +129,7 @@ class RaisingText(str):
         raise RuntimeError("no text")
 
 
-class RaisingEnum(str, Enum):
+class RaisingEnum(StrEnum):
     ONE = "one"
 
     def __repr__(self) -> str:

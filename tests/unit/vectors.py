@@ -3,7 +3,7 @@
 import ast
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date, datetime, time, timezone
 from decimal import Decimal
@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 
 WIRE = Path(__file__).parent.parent / "wire"
 
-_EXTENDED = {
+_EXTENDED: dict[str, Callable[[Any], Any]] = {
     "datetime": datetime.fromisoformat,
     "date": date.fromisoformat,
     "time": time.fromisoformat,
@@ -118,7 +118,7 @@ def _meaning(found: dict[str, Any]) -> Any:
 def _extended(found: dict[str, Any]) -> Any:
     if set(found) != {"__type__", "__value__"}:
         return found
-    return _EXTENDED[found["__type__"]](found["__value__"])  # type: ignore[operator]
+    return _EXTENDED[found["__type__"]](found["__value__"])
 
 
 def instant(text: str | None) -> datetime | None:

@@ -61,7 +61,7 @@ class RedisBroker:
         self._renewing: ThreadConnection | None = None
         #: Queues whose bindings were written since the link came up.
         self._declared: set[str] = set()
-        self._link.on_open.append(self._declared.clear)
+        self._link.on_open.append(self._opened)
 
     @classmethod
     def factory(cls, url: Url) -> BrokerFactory:
@@ -86,6 +86,10 @@ class RedisBroker:
 
     def now(self) -> float:
         return self._claims.clock.now()
+
+    def _opened(self) -> None:
+        self._declared.clear()
+        self._link.send("TIME").add_done_callback(self._claims.clock.told)
 
     def keeps(self, place: object) -> bool:
         return isinstance(place, RedisAddress) and place.same_database(self._link.address)

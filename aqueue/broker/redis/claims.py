@@ -42,6 +42,12 @@ class ServerClock:
     def heard(self, milliseconds: int) -> None:
         self._ahead = milliseconds / 1000 - time.monotonic()
 
+    def told(self, reply: "asyncio.Future[Any]") -> None:
+        """The answer to TIME: seconds and microseconds."""
+        if not reply.cancelled() and reply.exception() is None:
+            seconds, microseconds = map(int, reply.result())
+            self.heard(seconds * 1000 + microseconds // 1000)
+
     def now(self) -> float:
         return time.monotonic() + self._ahead
 

@@ -1,0 +1,155 @@
+"""The measurements, one function each."""
+
+import asyncio
+import os
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from aqueue import broker as brokers
+from aqueue.broker import BrokerOptions, Release
+from aqueue.broker.redis.envelope import pack
+from aqueue.protocol import Message
+from aqueue.url import Url
+from benchmarks.setting import PLACE, ROOT, Peer, Server, wait
+
+
+def throughput(server: Server, peer: Peer, *, task: str = "nop", threads: bool = False) -> float:
+    """Tasks a second of one worker on a full queue, results stored, from the first tenth to the last task."""
+    server.empty()
+    peer.run(server, "send", peer.count, task)
+    with peer.working(server, threads=threads):
+        return _drain(lambda: peer.left(server.client, peer.count), peer.count)
+
+
+def _drain(left: Callable[[], int], count: int) -> float:
+    wait(lambda: left() <= 0.9 * count, "a tenth is done", 120, every=0.002)
+    begun, start = left(), time.perf_counter()
+    wait(lambda: left() <= 0, "everything is done", 300, every=0.002)
+    return begun / (time.perf_counter() - start)
+
+
+def floor(server: Server, count: int = 30_000) -> float:
+    """The same Redis work with no framework."""
+    server.empty()
+    command = [sys.executable, str(ROOT / "benchmarks" / "floor.py"), server.environment["BROKER"], str(count)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=server.environment)
+    return float(done.stdout)
+
+
+def latency(server: Server, peer: Peer, count: int = 1000) -> dict[str, float]:
+    """Milliseconds from send to the result in hand, one after the other, on an idle worker."""
+    server.empty()
+    with peer.working(server):
+        return peer.run(server, "latency", count)
+
+
+def sends(server: Server, peer: Peer, count: int) -> float:
+    """Awaited sends a second, concurrent where the peer can."""
+    server.empty()
+    return peer.run(server, "sends", count)["rate"]
+
+
+def sqlite_throughput(server: Server, peer: Peer, count: int = 20_000) -> float:
+    """Tasks a second on a SQLite file, results stored in it."""
+    with tempfile.TemporaryDirectory(dir=PLACE) as folder:
+        file = Path(folder) / "queue.db"
+        on_file = _On(server, {"BROKER": f"sqlite:///{file}"})
+        peer.run(on_file, "send", count)
+        with sqlite3.connect(file) as connection, peer.working(on_file):
+            return _drain(lambda: connection.execute("SELECT count(*) FROM messages").fetchone()[0], count)
+
+
+class _On(Server):
+    """The same server, with another environment for clients and workers."""
+
+    def __init__(self, server: Server, changes: dict[str, str]) -> None:
+        self.client = server.client
+        self.port = server.port
+        self._changes = changes
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**super().environment, **self._changes}
+
+
+def asleep(server: Server, peer: Peer) -> dict[str, float]:
+    """20,000 coroutines that sleep 5 s, 10,000 at once: part of the ideal rate, and kB each."""
+    server.empty()
+    with peer.working(server, "-c", "10000") as worker:
+        wait(lambda: server.client.exists("_kombu.binding.celery"), "the worker is ready")
+        time.sleep(1)
+        idle = resident(worker.pid)
+        peer.run(server, "nap", 20_000)
+        wait(lambda: server.client.zcard("aqueue:leases") > 0, "tasks run", every=0.001)
+        start = time.perf_counter()
+        wait(lambda: server.client.zcard("aqueue:leases") >= 9_990, "all slots are taken", every=0.01)
+        full = resident(worker.pid)
+        wait(lambda: peer.left(server.client, 20_000) == 0, "all have slept", 60)
+        took = time.perf_counter() - start
+    return {"of_ideal": 10.0 / took, "kilobytes_each": (full - idle) / 10_000}
+
+
+def resident(pid: int) -> float:
+    """Resident memory of a process, in kB."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS"):
+            return float(line.split()[1])
+    raise RuntimeError(f"no VmRSS of {pid}")
+
+
+def idle(server: Server, peer: Peer, seconds: float = 20.0) -> dict[str, float]:
+    """An idle worker: resident megabytes, commands to Redis a second (those inside scripts counted, too)."""
+    server.empty()
+    with peer.working(server) as worker:
+        time.sleep(4)
+
+        def commands() -> int:
+            return int(server.client.info("stats")["total_commands_processed"])
+
+        before = commands()
+        time.sleep(seconds)
+        return {"megabytes": resident(worker.pid) / 1024, "commands": (commands() - before - 1) / seconds}
+
+
+def import_time(runs: int = 15) -> float:
+    """Milliseconds that ``import aqueue`` takes, over a bare interpreter."""
+
+    def median(code: str) -> float:
+        times = []
+        for _ in range(runs):
+            start = time.perf_counter()
+            subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=dict(os.environ))
+            times.append(time.perf_counter() - start)
+        return statistics.median(times)
+
+    return (median("import aqueue") - median("pass")) * 1000
+
+
+def depth(server: Server) -> float:
+    """Fetch rate with a million messages waiting, as a part of that with a thousand."""
+    small, large = asyncio.run(_fetch_times(server, 1_000)), asyncio.run(_fetch_times(server, 1_000_000))
+    return small / large
+
+
+async def _fetch_times(server: Server, waiting: int) -> float:
+    server.empty()
+    message = Message(queue="deep", headers={"task": "t", "id": "1"}, body=b"[[], {}, {}]")
+    raw = pack(message)
+    for _ in range(waiting // 1000):
+        server.client.lpush("deep\x06\x169", *[raw] * 1000)
+    times: list[float] = []
+    made: Any = brokers.from_url(Url(server.environment["BROKER"]))(BrokerOptions())
+    async with made as broker:
+        for _ in range(200):
+            start = time.perf_counter()
+            found = await broker.fetch(["deep"], 100, 0)
+            times.append(time.perf_counter() - start)
+            await broker.settle([(delivery, Release()) for delivery in found])
+    return statistics.median(times)

@@ -1,0 +1,60 @@
+"""aqueue, as a user would run it. Commands: send N, sends N, latency N."""
+
+import asyncio
+import os
+
+import uvloop
+
+from aqueue import AQueue
+from benchmarks.peers.timing import main, rate, round_trips
+
+app = AQueue("bench", broker=os.environ["BROKER"])
+
+
+@app.task(name="nop")
+async def nop() -> None: ...
+
+
+@app.task(name="thread_nop")
+def thread_nop() -> None: ...
+
+
+@app.task(name="nap")
+async def nap(seconds: float) -> None:
+    await asyncio.sleep(seconds)
+
+
+async def send(count: int, task: str = "nop") -> None:
+    async with app:
+        for _ in range(0, count, 1000):
+            await app.send_many([app.tasks[task].s()] * min(1000, count))
+
+
+async def nap_all(count: int) -> None:
+    async with app:
+        for _ in range(0, count, 1000):
+            await app.send_many([nap.s(5.0)] * 1000)
+
+
+async def sends(count: int) -> None:
+    async with app:
+        await nop.send()
+
+        async def batch() -> None:
+            await asyncio.gather(*[nop.send() for _ in range(1000)])
+
+        await rate(batch, count // 1000, 1000)
+
+
+async def latency(count: int) -> None:
+    async with app:
+
+        async def one() -> None:
+            await (await nop.send()).get(timeout=10)
+
+        await round_trips(one, count)
+
+
+if __name__ == "__main__":
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        main(runner.run, send=send, sends=sends, latency=latency, nap=nap_all)

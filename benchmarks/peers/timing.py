@@ -1,0 +1,38 @@
+"""What all peers measure alike; standard library only, as each peer has its own environment."""
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+
+async def rate(batch: Callable[[], Awaitable[None]], batches: int, size: int) -> None:
+    """Print how many sends a second, over batches of concurrent ones."""
+    start = time.perf_counter()
+    for _ in range(batches):
+        await batch()
+    print(json.dumps({"rate": batches * size / (time.perf_counter() - start)}))
+
+
+async def round_trips(one: Callable[[], Awaitable[None]], count: int) -> None:
+    """Print the median and the 99th percentile of one round trip after the other, in ms."""
+    for _ in range(50):
+        await one()
+    times = []
+    for _ in range(count):
+        start = time.perf_counter()
+        await one()
+        times.append((time.perf_counter() - start) * 1000)
+    report(times)
+
+
+def report(times: list[float]) -> None:
+    print(json.dumps({"p50": statistics.median(times), "p99": statistics.quantiles(times, n=100)[98]}))
+
+
+def main(run: Callable[[Any], Any], **commands: Callable[..., Any]) -> None:
+    """``python peer.py COMMAND N [WORD]``"""
+    _, name, count, *words = sys.argv
+    run(commands[name](int(count), *words))
