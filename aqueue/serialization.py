@@ -277,6 +277,14 @@ def dumps_json(value: Any) -> bytes:
     return _encode_json(value).encode()
 
 
+def dumps_headers(value: dict[str, Any]) -> bytes:
+    """JSON of what travels beside a body. Never fails for what was read from JSON before, lone surrogates included."""
+    try:
+        return _encode_plain_json(value)
+    except (UnicodeEncodeError, OverflowError):
+        return json.dumps(value).encode()
+
+
 def _load_json(data: bytes, content_encoding: str | None, depth: int) -> Any:
     if content_encoding not in ("utf-8", None):
         data = text_of(data, content_encoding).encode("utf-8", "surrogatepass")

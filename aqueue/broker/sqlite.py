@@ -17,13 +17,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-import msgspec
-
 from aqueue.broker import Ack, BrokerFactory, BrokerOptions, Bury, Delivery, Release, Verdict, in_turn, settling_order
 from aqueue.broker.sqlite_inspection import SqliteInspection, message_of
-from aqueue.drivers.sqlite_file import SqliteFile, drop_ended, path_of, put_if_absent, put_record
+from aqueue.drivers.sqlite_file import SqliteFile, drop_ended, path_of, put_if_absent, put_records
 from aqueue.errors import AQueueError, BrokerUnavailable, EnqueueFailed
-from aqueue.protocol import Message
+from aqueue.protocol import Message, Record
+from aqueue.serialization import dumps_headers
 from aqueue.url import Url
 
 #: How many messages one claim takes, or one look brings back.
@@ -189,6 +188,7 @@ class SqliteBroker:
     def _settle(self, connection: sqlite3.Connection, verdicts: Sequence[tuple[Delivery, Verdict]]) -> list[Delivery]:
         held = _held(connection, [delivery for delivery, _ in verdicts])
         gone: list[int] = []
+        records: list[Record] = []
         for delivery, verdict in verdicts:
             if _id(delivery) not in held:
                 continue
@@ -202,10 +202,12 @@ class SqliteBroker:
                     if messages:
                         self._insert(connection, messages)
             if verdict.record is not None:
-                put_record(connection, verdict.record)
+                records.append(verdict.record)
             gone.append(_id(delivery))
         connection.execute("DELETE FROM messages WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(gone),))
-        drop_ended(connection)
+        if records:
+            put_records(connection, records)
+            drop_ended(connection)
         return [delivery for delivery, _ in verdicts if _id(delivery) not in held]
 
 
@@ -228,8 +230,8 @@ def _columns(message: Message) -> tuple[Any, ...]:
     return (
         message.queue,
         message.priority,
-        msgspec.json.encode(message.headers).decode(),
-        msgspec.json.encode(message.properties).decode(),
+        dumps_headers(message.headers).decode(),
+        dumps_headers(message.properties).decode(),
         message.content_type,
         message.content_encoding,
         message.body,

@@ -1,6 +1,5 @@
 """Looking into SQLite queues, for people."""
 
-import json
 import sqlite3
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -10,10 +9,14 @@ from aqueue.broker import DeadLetter, QueueDepth, Recovered
 from aqueue.drivers.sqlite_file import SqliteFile, T, Work
 from aqueue.errors import BadMessage, BrokerUnavailable
 from aqueue.protocol import Message, Unreadable
+from aqueue.serialization import Limits, loads_json
 from aqueue.shapes import is_object
 
 #: Constant text, so that building statements with it is safe.
 _COLUMNS = "queue, priority, headers, properties, content_type, content_encoding, body"
+
+
+_DEPTH = Limits().depth
 
 
 def message_of(row: Sequence[Any]) -> Message | Unreadable:
@@ -29,15 +32,14 @@ def message_of(row: Sequence[Any]) -> Message | Unreadable:
             properties=_object(properties),
             priority=priority,
         )
-    except ValueError as error:
-        raw = body if isinstance(body, bytes) else str(body).encode()
-        return Unreadable(queue, raw, BadMessage("undecodable", f"headers or properties: {error}"))
+    except BadMessage as error:
+        return Unreadable(queue, body if isinstance(body, bytes) else str(body).encode(), error)
 
 
 def _object(text: Any) -> dict[str, Any]:
-    found: object = json.loads(text)
+    found = loads_json(str(text).encode(), _DEPTH, extended=False)
     if not is_object(found):
-        raise ValueError("not an object")
+        raise BadMessage("undecodable", "headers or properties are no JSON object")
     return found
 
 

@@ -6,12 +6,13 @@ write to the disk, and an answer means that it is on the disk (WAL, ``synchronou
 """
 
 import asyncio
+import json
 import logging
 import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -249,13 +250,20 @@ def _close(connection: sqlite3.Connection | None) -> None:
             logger.debug("closing a broken SQLite connection: %s", error)
 
 
-def put_record(
-    connection: sqlite3.Connection, record: Record, says_success: Callable[[bytes], bool] = is_success
+def put_records(
+    connection: sqlite3.Connection, records: Sequence[Record], says_success: Callable[[bytes], bool] = is_success
 ) -> None:
-    """Store a result; a SUCCESS is never overwritten."""
-    before = connection.execute("SELECT document FROM results WHERE key = ?", (record.key,)).fetchone()
-    if before is None or not says_success(before[0]):
-        connection.execute("INSERT OR REPLACE INTO results VALUES (?, ?, ?)", _row(record))
+    """Store results; a SUCCESS is never overwritten."""
+    keys = json.dumps([record.key for record in records])
+    before = connection.execute(
+        "SELECT key, document FROM results WHERE key IN (SELECT value FROM json_each(?))", (keys,)
+    )
+    kept = {key for key, document in before if says_success(document)}
+    for record in records:
+        if record.key not in kept:
+            connection.execute("INSERT OR REPLACE INTO results VALUES (?, ?, ?)", _row(record))
+            if says_success(record.value):
+                kept.add(record.key)
 
 
 def put_if_absent(connection: sqlite3.Connection, record: Record) -> bool:

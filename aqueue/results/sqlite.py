@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from aqueue.drivers.sqlite_file import SqliteFile, drop_ended, path_of, put_if_absent, put_record
+from aqueue.drivers.sqlite_file import SqliteFile, drop_ended, path_of, put_if_absent, put_records
 from aqueue.errors import AQueueError, BadMessage, StoreUnavailable
 from aqueue.protocol import Record
 from aqueue.results import Documents, Result, StoreFactory, StoreOptions
@@ -61,8 +61,7 @@ class SqliteResults:
 
     async def put(self, records: Sequence[Record]) -> None:
         def write(connection: sqlite3.Connection) -> None:
-            for record in records:
-                put_record(connection, record, self._documents.says_success)
+            put_records(connection, records, self._documents.says_success)
             drop_ended(connection)
 
         with _raising():

@@ -44,6 +44,7 @@ def make(broker: str, results: str, **settings: Any) -> AQueue:
     app.task(name="interop.retry_now", retry=Retry(attempts=4))(retry_now)
     app.task(name="interop.retry_with_nan", retry=Retry(attempts=2, backoff=0))(retry_with_nan)
     app.task(name="interop.tell_progress")(tell_progress)
+    app.task(name="interop.progress_of_coroutine", bind=True)(progress_of_coroutine)
     app.task(name="interop.order")(order)
 
     async def send_child(queue: str) -> str:
@@ -90,6 +91,12 @@ async def tell_progress(ctx: Context, port: int, flag: str) -> str:
     """Tell of progress, then wait for the flag."""
     await ctx.progress(1, 2, "half way")
     return await asyncio.to_thread(tasks.wait_for_flag, port, flag)
+
+
+async def progress_of_coroutine(self: Any) -> str:
+    """As it was written for Celery, with ``async`` before it."""
+    self.update_state(state="PROGRESS", meta={"done": 1})
+    return tasks.who()
 
 
 async def order(order: Order) -> str:

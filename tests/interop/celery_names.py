@@ -16,6 +16,7 @@ TaskRevokedError: Final = _exceptions.TaskRevokedError
 SoftTimeLimitExceeded: Final = _billiard.SoftTimeLimitExceeded
 TimeLimitExceeded: Final = _billiard.TimeLimitExceeded
 ResultSet: Final = _results.ResultSet
+group: Final = _celery.group
 Exchange: Final = _kombu.Exchange
 Queue: Final = _kombu.Queue
 pools: Final[Any] = import_module("kombu.pools")

@@ -102,8 +102,9 @@ def _standing_fleet(
 
 @pytest.fixture(scope="package")
 def standing_plain_fleet(tmp_path_factory: pytest.TempPathFactory, celery_pools: None) -> Iterator[Fleet]:
-    """Everything as it comes; broker and results in one database."""
-    yield from _standing_fleet(tmp_path_factory.mktemp("plain"), 0, {}, {"track_started": True})
+    """Broker and results in one database; JSON alone is accepted."""
+    folder = tmp_path_factory.mktemp("plain")
+    yield from _standing_fleet(folder, 0, {"result_extended": True}, {"track_started": True})
 
 
 #: Everything that both can read, and results that do not stay long.
@@ -114,8 +115,7 @@ _RICH: Final = {"accept_content": _FORMATS, "result_expires": 1234}
 @pytest.fixture(scope="package")
 def standing_rich_fleet(tmp_path_factory: pytest.TempPathFactory, celery_pools: None) -> Iterator[Fleet]:
     """Accepts every format; the results have a database of their own."""
-    celery = {**_RICH, "result_extended": True}
-    yield from _standing_fleet(tmp_path_factory.mktemp("rich"), 1, celery, {**_RICH, "track_started": True})
+    yield from _standing_fleet(tmp_path_factory.mktemp("rich"), 1, dict(_RICH), {**_RICH, "track_started": True})
 
 
 @pytest.fixture

@@ -24,10 +24,17 @@ _PATIENCE: Final = 60.0
 class Declined(Exception):
     """An exception of the application's own, with more than a text."""
 
-    def __init__(self, reason: str, code: int) -> None:
+    def __init__(self, reason: Any, code: int) -> None:
         super().__init__(reason, code)
         self.reason = reason
         self.code = code
+
+
+class Shop:
+    """A class with an exception inside of it."""
+
+    class Closed(Exception):
+        pass
 
 
 @cache
@@ -71,6 +78,15 @@ def fail_with_two(first: str, second: int) -> None:
 
 def decline(reason: str, code: int) -> None:
     raise Declined(reason, code)
+
+
+def decline_in_detail(details: Any) -> None:
+    """Raise an exception whose argument is a document, as those of form validators are."""
+    raise Declined(details, 400)
+
+
+def fail_as_closed(text: str) -> None:
+    raise Shop.Closed(text)
 
 
 def fail_strangely(text: str) -> None:
@@ -191,6 +207,8 @@ PLAIN: Final[dict[str, Callable[..., Any]]] = {
     "interop.fail": fail,
     "interop.fail_with_two": fail_with_two,
     "interop.decline": decline,
+    "interop.decline_in_detail": decline_in_detail,
+    "interop.fail_as_closed": fail_as_closed,
     "interop.fail_strangely": fail_strangely,
     "interop.fail_with_an_object": fail_with_an_object,
     "interop.give_what_can_not_be_stored": give_what_can_not_be_stored,

@@ -9,7 +9,7 @@ import pytest
 from aqueue import AQueue, AsyncResult, TaskFailed
 from tests.interop.celery_names import SoftTimeLimitExceeded, TimeLimitExceeded
 from tests.interop.conftest import SOON, TO_AQUEUE, TO_CELERY, Connect, Fleet, ended
-from tests.interop.tasks import Declined
+from tests.interop.tasks import Declined, Shop
 
 # --- a Celery client asks an aqueue worker ---------------------------------------------------------------------------
 
@@ -43,6 +43,19 @@ async def test_a_celery_client_gets_an_exception_of_the_applications_own(fleet: 
     assert type(error) is Declined
     assert error.reason == "no money"
     assert error.code == 402
+
+
+async def test_a_celery_client_gets_an_exception_whose_class_is_inside_of_another(fleet: Fleet) -> None:
+    error, _ = await failure_at_celery(fleet, "interop.fail_as_closed", "today")
+    assert type(error) is Shop.Closed
+    assert error.args == ("today",)
+
+
+async def test_a_celery_client_gets_the_document_that_an_exception_holds(fleet: Fleet) -> None:
+    details = {"amount": ["too much", "not a number"], "currency": None}
+    error, _ = await failure_at_celery(fleet, "interop.decline_in_detail", details)
+    assert type(error) is Declined
+    assert error.reason == details
 
 
 async def test_a_celery_client_gets_a_named_stand_in_for_a_class_that_it_can_not_import(fleet: Fleet) -> None:
@@ -136,6 +149,16 @@ async def test_an_aqueue_client_is_told_an_exception_of_the_applications_own(app
     error, _ = await failure_at_aqueue(app, "interop.decline", "no money", 402)
     assert (error.type, error.module) == ("Declined", "tests.interop.tasks")
     assert error.message == "('no money', 402)"
+
+
+async def test_an_aqueue_client_is_told_a_class_inside_of_another(app: AQueue) -> None:
+    error, _ = await failure_at_aqueue(app, "interop.fail_as_closed", "today")
+    assert (error.type, error.module, error.message) == ("Shop.Closed", "tests.interop.tasks", "today")
+
+
+async def test_an_aqueue_client_is_told_the_document_that_an_exception_holds(app: AQueue) -> None:
+    error, _ = await failure_at_aqueue(app, "interop.decline_in_detail", {"amount": ["too much"]})
+    assert error.message == "({'amount': ['too much']}, 400)"
 
 
 async def test_an_aqueue_client_is_told_a_class_that_exists_nowhere_else(app: AQueue) -> None:

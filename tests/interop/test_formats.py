@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import pytest
 
-from aqueue import TaskFailed
+from aqueue import Limits, TaskFailed
 from tests.interop import tasks
 from tests.interop.celery_names import TaskRevokedError
 from tests.interop.conftest import BOTH, SOON, TO_AQUEUE, TO_CELERY, Connect, Fleet, ended, working
@@ -149,6 +149,25 @@ async def test_a_celery_client_does_not_wait_in_vain_for_a_message_that_was_refu
         with pytest.raises(Exception, match="not in accept_content"):
             await ended(result)
         assert result.state == "FAILURE"
+
+
+@pytest.mark.parametrize("size", [1_500_000, 3_000_000])
+async def test_a_celery_client_does_not_wait_in_vain_for_a_message_that_is_too_large(
+    plain_fleet: Fleet, size: int
+) -> None:
+    """Celery has no limit, ours is a megabyte when nothing else is said."""
+    result = plain_fleet.client.send_task("interop.measure", ["x" * size], queue=TO_AQUEUE)
+    with pytest.raises(Exception, match="too_large"):
+        await ended(result)
+
+
+async def test_a_higher_limit_lets_larger_messages_of_a_celery_client_in(
+    plain_fleet: Fleet, connect: Connect, key: str
+) -> None:
+    limits = Limits(message=8 * 1024 * 1024)
+    async with working(await connect(plain_fleet.site, limits=limits), key):
+        result = plain_fleet.client.send_task("interop.give", ["x" * 3_000_000], queue=key)
+        assert len(await ended(result)) == 3_000_000
 
 
 # --- results ---------------------------------------------------------------------------------------------------------

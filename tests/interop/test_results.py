@@ -11,7 +11,7 @@ import pytest
 
 from aqueue import AQueue, ResultIgnored, ResultUnknown, TaskFailed
 from aqueue.async_result import UNKNOWN
-from tests.interop.celery_names import ResultSet
+from tests.interop.celery_names import ResultSet, group
 from tests.interop.conftest import SOON, TO_AQUEUE, TO_CELERY, Connect, Fleet, ended, working
 from tests.interop.workers import Site
 from tests.kit.waiting import until
@@ -155,9 +155,9 @@ async def test_a_celery_client_reads_everything_that_an_aqueue_worker_tells_of_a
 
 
 async def test_an_aqueue_client_reads_everything_that_a_celery_worker_tells_of_a_task(
-    rich_fleet: Fleet, connect: Connect
+    plain_fleet: Fleet, connect: Connect
 ) -> None:
-    app = await connect(rich_fleet.site)
+    app = await connect(plain_fleet.site)
     result = await app.send_task("interop.echo", [1, "two"], {"three": 3}, queue=TO_CELERY)
     await result.get(SOON)
     found = await result.fetch()
@@ -200,6 +200,14 @@ async def test_a_set_of_results_is_joined_by_celery_whoever_ran_the_tasks(fleet:
     assert joined.join_native(timeout=SOON) == list(range(1, 21))
     assert joined.join(timeout=SOON) == list(range(1, 21))
     assert joined.successful()
+
+
+async def test_a_group_of_celerys_is_joined_whoever_ran_its_parts(fleet: Fleet) -> None:
+    add = fleet.client.tasks["interop.add"]
+    parts = [add.s(number, 1).set(queue=(TO_AQUEUE, TO_CELERY)[number % 2]) for number in range(10)]
+    result = group(parts, app=fleet.client).apply_async()
+    assert result.get(timeout=SOON) == list(range(1, 11))
+    assert result.successful()
 
 
 async def test_a_result_has_no_children_for_celery(fleet: Fleet) -> None:

@@ -287,5 +287,11 @@ async def test_both_sides_run_their_part_of_one_queue(plain_fleet: Fleet, connec
 def test_the_two_apps_of_these_tests_know_the_same_names() -> None:
     ours = {name for name in aqueue_app.app.tasks if name.startswith("interop.")}
     theirs = {name for name in celery_app.app.tasks if name.startswith("interop.")}
-    only_ours = {"interop.order", "interop.retry_now", "interop.tell_progress", "interop.retry_with_nan"}
+    only_ours = {
+        "interop.order",
+        "interop.retry_now",
+        "interop.tell_progress",
+        "interop.retry_with_nan",
+        "interop.progress_of_coroutine",
+    }
     assert ours - only_ours == theirs - {"interop.known_to_celery"}

@@ -1,7 +1,9 @@
 """States on the way: STARTED, progress of the task's own, RETRY, in both directions."""
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from aqueue import TaskFailed
 from aqueue.results import RemoteError
 from tests.interop.celery_names import MaxRetriesExceededError
 from tests.interop.conftest import SOON, TO_AQUEUE, TO_CELERY, Connect, Fleet, ended
+from tests.interop.workers import Site, aqueue_worker
 from tests.kit.waiting import until
 
 # --- while a task runs -----------------------------------------------------------------------------------------------
@@ -76,6 +79,21 @@ async def test_an_aqueue_client_sees_the_progress_of_a_celery_task(fleet: Fleet,
     assert not await result.ready()
     fleet.site.put_up(key)
     assert await result.get(SOON) == "celery"
+
+
+async def test_a_coroutine_with_celerys_self_tells_its_progress_without_blocking_its_worker(
+    site: Site, celery_client: Callable[..., Any], key: str, tmp_path: Path
+) -> None:
+    """Or is told how to do it; in no case does the worker stand still."""
+    worker = aqueue_worker(tmp_path, site.broker, site.results, queues=key)
+    try:
+        client = celery_client(site)
+        telling = client.send_task("interop.progress_of_coroutine", queue=key)
+        after = client.send_task("interop.add", [2, 3], queue=key)
+        assert await ended(after) == 5
+        await asyncio.to_thread(telling.get, timeout=SOON, propagate=False)
+    finally:
+        worker.kill()
 
 
 async def test_waiting_clients_of_both_kinds_are_not_woken_by_progress_alone(

@@ -101,7 +101,7 @@ def test_a_class_inside_another_is_named_with_it() -> None:
         (("a", 1, None, True, 1.5), ["a", 1, None, True, 1.5]),
         ((["a"],), ["['a']"]),
         ((ValueError("in"),), ["ValueError('in')"]),
-        ((b"\xff",), ["b'\\xff'"]),
+        ((b"x",), ["b'x'"]),
         ((Outer,), [repr(Outer)]),
     ],
     ids=str,

@@ -5,9 +5,11 @@ import base64
 import json
 import logging
 import re
+from collections import ChainMap, deque
 from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
+from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
@@ -30,11 +32,27 @@ FIRST = datetime(2024, 1, 2, 3, 4, 5, 6, tzinfo=timezone.utc)
 
 
 async def message_sent(
-    name: str, args: Any = (), kwargs: Mapping[str, Any] | None = None, settings: Settings | None = None, **options: Any
+    name: str,
+    args: Any = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    settings: Settings | None = None,
+    by_name: bool = False,
+    **options: Any,
 ) -> Message:
-    """The message that a call leaves on its queue; one with an ETA is not held back."""
+    """The message that a call leaves on its queue; one with an ETA is not held back.
+
+    The task is one of the app's, or with ``by_name`` one that the app knows nothing of.
+    """
     async with AQueue("proj", broker="memory://", settings=settings or Settings(eta_queues=("*",))) as app:
-        await app.send_task(name, args, kwargs, **options)
+        if by_name:
+            await app.send_task(name, args, kwargs, **options)
+        else:
+
+            @app.task(name=name)
+            def work(*args, **kwargs): ...  # type: ignore[no-untyped-def]
+
+            await work.apply_async(args, kwargs, **options)
         (delivery,) = await app.producer().broker.fetch([options.get("queue", "celery"), "routed"], 10, 0)
     assert isinstance(delivery.message, Message)
     return delivery.message
@@ -176,7 +194,8 @@ async def test_text_beyond_ascii_is_sent_as_celery_sends_it() -> None:
 
 
 async def test_a_call_for_another_queue_is_sent_as_celery_sends_it() -> None:
-    ours, theirs = await sent("other.task", ["a"], {"k": 1}, queue="other"), task("send_task").envelope
+    ours = await sent("other.task", ["a"], {"k": 1}, queue="other", by_name=True)
+    theirs = task("send_task").envelope
     for envelope in (ours, theirs):
         assert envelope["headers"].pop("argsrepr") in ("['a']", "('a',)")
         envelope["headers"].pop("ignore_result")  # compared below
@@ -186,8 +205,9 @@ async def test_a_call_for_another_queue_is_sent_as_celery_sends_it() -> None:
 async def test_whether_the_result_of_a_task_known_by_name_is_kept_is_left_to_its_worker() -> None:
     theirs = task("send_task").envelope["headers"]["ignore_result"]
     assert theirs is None, "the task's own setting decides"
-    assert (await sent("other.task", ["a"]))["headers"]["ignore_result"] is None
-    assert (await sent("other.task", ["a"], ignore_result=False))["headers"]["ignore_result"] is False
+    assert (await sent("other.task", ["a"], by_name=True))["headers"]["ignore_result"] is None
+    assert (await sent("other.task", ["a"], by_name=True, ignore_result=False))["headers"]["ignore_result"] is False
+    assert (await sent("other.task", ["a"]))["headers"]["ignore_result"] is False
 
 
 async def test_what_is_sent_has_no_keys_that_celery_does_not_know() -> None:
@@ -372,6 +392,34 @@ async def test_an_argument_that_cannot_be_written_is_named(args: Any, kwargs: di
 async def test_a_message_over_the_limit_is_refused_with_what_to_do() -> None:
     with pytest.raises(MessageTooLarge, match="the limit is 1,000"):
         await message_sent("t", ["x" * 1000], settings=Settings(limits=Limits(message=1000)))
+
+
+either_way = pytest.mark.parametrize("by_name", [False, True], ids=["a task of the app", "by its name"])
+
+
+@either_way
+@pytest.mark.parametrize("args", [[0, 1], (0, 1), range(2), deque([0, 1])], ids=lambda args: type(args).__name__)
+async def test_arguments_may_come_in_any_sequence(args: Any, by_name: bool) -> None:
+    assert decode(await message_sent("t", args, by_name=by_name), Serializer()).args == [0, 1]
+
+
+@either_way
+@pytest.mark.parametrize(
+    "kwargs", [MappingProxyType({"a": 1}), ChainMap({"a": 1}), {"a": 1}], ids=lambda kwargs: type(kwargs).__name__
+)
+async def test_keyword_arguments_may_come_in_any_mapping(kwargs: Any, by_name: bool) -> None:
+    assert decode(await message_sent("t", (), kwargs, by_name=by_name), Serializer()).kwargs == {"a": 1}
+
+
+@either_way
+@pytest.mark.parametrize("args", ["ab", b"ab", 5, {"a": 1}], ids=repr)
+async def test_arguments_that_are_no_sequence_of_arguments_are_refused_or_taken_apart(args: Any, by_name: bool) -> None:
+    """Never sent so that every worker would refuse them."""
+    try:
+        message = await message_sent("t", args, by_name=by_name)
+    except (InvalidArguments, EncodeError, TypeError):
+        return
+    assert len(decode(message, Serializer()).args) == len(args)
 
 
 async def test_the_limit_is_for_what_travels_not_for_what_was_compressed() -> None:

@@ -39,9 +39,14 @@ class Captured:
     name: str
     key: str
     raw: bytes
-    envelope: dict[str, Any]
     #: The decoded body, with extended types made what they stand for.
     body: Any
+
+    @property
+    def envelope(self) -> dict[str, Any]:
+        """The element decoded; the caller's own, to be changed at will."""
+        found: dict[str, Any] = json.loads(self.raw)
+        return found
 
     @property
     def queue(self) -> str:
@@ -88,7 +93,7 @@ def _captured(name: str, file: dict[str, Any]) -> Iterator[Captured]:
     for number, found in enumerate(_elements(file)):
         envelope = json.loads(found["raw"])
         assert envelope == found.get("envelope", envelope), "the file says the same thing twice"
-        yield Captured(f"{name}[{number}]", found["redis_key"], found["raw"].encode(), envelope, _meaning(found))
+        yield Captured(f"{name}[{number}]", found["redis_key"], found["raw"].encode(), _meaning(found))
 
 
 def _elements(file: dict[str, Any]) -> list[dict[str, Any]]:

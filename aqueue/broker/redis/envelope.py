@@ -12,7 +12,7 @@ import msgspec
 from aqueue.errors import BadMessage
 from aqueue.identifiers import new_id
 from aqueue.protocol import MAX_PRIORITY, Message, Unreadable
-from aqueue.serialization import Limits, check_depth, decode_base64, loads_json
+from aqueue.serialization import Limits, check_depth, decode_base64, dumps_headers, loads_json
 from aqueue.shapes import is_object
 
 
@@ -25,12 +25,11 @@ class _Envelope(msgspec.Struct):
 
 
 _decode = msgspec.json.Decoder(_Envelope).decode
-_encode = msgspec.json.Encoder().encode
 
 
 def pack(message: Message) -> bytes:
     """The envelope of a message, with a fresh delivery tag."""
-    return _encode(
+    return dumps_headers(
         {
             "body": b2a_base64(message.body, newline=False).decode(),
             "content-encoding": message.content_encoding,
