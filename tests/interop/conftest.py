@@ -55,9 +55,16 @@ class CeleryClients:
 
     def close(self) -> None:
         for app in self._apps:
-            app.backend.result_consumer.stop()
-            app.backend.client.close()
+            close_backend(app)
             app.close()
+
+
+def close_backend(app: Any) -> None:
+    """Close this thread's connections for results; results that live longer have nothing to unsubscribe from."""
+    backend = app.backend
+    backend.result_consumer.stop()
+    backend.result_consumer.subscribed_to.clear()
+    backend.client.close()
 
 
 @dataclass

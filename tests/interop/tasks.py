@@ -123,6 +123,7 @@ def count(port: int, key: str) -> str:
     """Count this run, by its key and by who did it."""
     found = traces(port)
     found.incr(f"runs:{key}")
+    found.rpush(f"who:{key}", who())
     found.incr(f"by:{who()}")
     return who()
 

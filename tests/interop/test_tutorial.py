@@ -9,7 +9,7 @@ from typing import Any, Final
 import pytest
 
 from tests.interop.celery_names import Celery
-from tests.interop.conftest import ended
+from tests.interop.conftest import close_backend, ended
 from tests.interop.workers import PATIENCE, QUICK, Site, WorkerProcess, process_environment
 
 TASKS: Final = """\
@@ -62,8 +62,7 @@ async def test_the_tutorials_tasks_run_under_our_worker_for_a_celery_client(work
     result = client.send_task("tasks.add", (4, 4))
     assert await ended(result) == 8
     assert result.ready()
-    client.backend.result_consumer.stop()
-    client.backend.client.close()
+    close_backend(client)
     assert "tasks.add" in worker.log
 
 

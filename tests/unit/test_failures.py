@@ -245,15 +245,18 @@ def test_a_deep_recursion_is_cut_in_the_middle() -> None:
     def down(depth: int) -> None:
         if depth == 0:
             raise ValueError("bottom")
-        down(depth - 1)
+        further_down(depth - 1)
+
+    def further_down(depth: int) -> None:  # two in turn, or Python itself would leave out equal lines
+        down(depth)
 
     try:
-        down(700)
+        down(400)
     except ValueError as error:
         with quickly():
             text = traceback_text(error)
     assert "ValueError: bottom" in text
-    assert text.count("File ") + text.count("Previous line") <= 110
+    assert 90 <= text.count("File ") <= 110
     assert "in test_a_deep_recursion_is_cut_in_the_middle" in text
 
 

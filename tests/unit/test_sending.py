@@ -5,8 +5,9 @@ import base64
 import json
 import logging
 import re
+import time
 from collections import ChainMap, deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from types import MappingProxyType
@@ -191,6 +192,27 @@ async def test_text_beyond_ascii_is_sent_as_celery_sends_it() -> None:
     assert shown[0][:1000] == shown[1][:1000]
     assert abs(len(shown[0]) - len(shown[1])) <= 16
     alike(normal(ours), normal(theirs))
+
+
+@pytest.fixture
+def another_zone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine whose clock on the wall is five hours behind UTC."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TZ", "EST5")
+        time.tzset()
+        yield
+    time.tzset()
+
+
+@pytest.mark.usefixtures("another_zone")
+async def test_an_eta_without_a_zone_means_utc_wherever_the_machine_stands() -> None:
+    assert datetime(2030, 1, 1).astimezone().utcoffset() == timedelta(hours=-5)
+    message = await message_sent("t", eta=datetime(2030, 1, 2, 3, 4, 5), expires=datetime(2030, 1, 3))  # noqa: DTZ001
+    assert instant(message.headers["eta"]) == datetime(2030, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
+    assert instant(message.headers["expires"]) == datetime(2030, 1, 3, tzinfo=timezone.utc)
+    assert message.delay == pytest.approx(
+        datetime(2030, 1, 2, 3, 4, 5, tzinfo=timezone.utc).timestamp() - time.time(), abs=5
+    )
 
 
 async def test_a_call_for_another_queue_is_sent_as_celery_sends_it() -> None:
