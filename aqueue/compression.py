@@ -31,6 +31,10 @@ CONTENT_TYPES = {
 }  # fmt: skip
 
 
+#: Bytes that a stream may ask for its dictionary; the strongest preset of senders takes 65 MiB.
+_LZMA_MEMORY = 100 * 1024 * 1024
+
+
 class _Stream(Protocol):
     """The decompressor objects of bz2, lzma and zstd."""
 
@@ -154,7 +158,7 @@ _COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
 _DECOMPRESSORS: dict[str, Callable[[bytes, int], bytes]] = {
     GZIP: lambda data, limit: _from_stream(_Zlib(), data, limit),
     BZIP2: lambda data, limit: _from_stream(bz2.BZ2Decompressor(), data, limit),
-    LZMA: lambda data, limit: _from_stream(lzma.LZMADecompressor(), data, limit),
+    LZMA: lambda data, limit: _from_stream(lzma.LZMADecompressor(memlimit=_LZMA_MEMORY), data, limit),
     BROTLI: _from_brotli,
     ZSTD: _from_zstd,
 }

@@ -86,10 +86,12 @@ class BadMessage(AQueueError):
     """Bytes from the wire that can't be read as a task.
 
     ``reason`` is a short stable code (``undecodable``, ``bad_body``, ``too_deep``...), the one under
-    which the message is found among the dead letters; ``detail`` says what was wrong with it.
+    which the message is found among the dead letters; ``detail`` says what was wrong with it, in 500
+    characters at most.
     """
 
     def __init__(self, reason: str, detail: str) -> None:
+        detail = detail[:500]
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail

@@ -49,9 +49,10 @@ class Record(msgspec.Struct, frozen=True):
 
 def is_success(document: bytes) -> bool:
     """Whether an encoded result document says SUCCESS; its state comes first, in JSON and in msgpack."""
-    return document.startswith((b'{"status": "SUCCESS"', b'{"status":"SUCCESS"')) or (
-        document[1:16] == b"\xa6status\xa7SUCCESS"
-    )
+    if document.startswith(b"{"):
+        return document.startswith((b'{"status": "SUCCESS"', b'{"status":"SUCCESS"'))
+    head = 3 if document.startswith(b"\xde") else 1  # msgpack's map of more than 15 keys, or of fewer
+    return document.startswith(b"\xa6status\xa7SUCCESS", head)
 
 
 class Message(msgspec.Struct, kw_only=True):
@@ -219,7 +220,7 @@ def _as_list(args: Any) -> list[Any]:
 def _head(headers: Mapping[str, Any]) -> _Headers:
     try:
         head = msgspec.convert(headers, _Headers)
-    except msgspec.ValidationError:
+    except (msgspec.ValidationError, UnicodeError):  # lone surrogates
         head = _tolerated(headers)
     for reason, what, value, longest in (
         ("bad_id", "the task id", head.id, MAX_ID_LENGTH),
@@ -246,7 +247,7 @@ def _tolerated(headers: Mapping[str, Any]) -> _Headers:
             raise BadMessage(reason, f"{name} is {_shape(found.get(name))}, not a string")
     try:
         return msgspec.convert(found, _Headers)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeError) as error:
         raise BadMessage("bad_header", printable(error)) from error
 
 
@@ -271,8 +272,8 @@ def _embed(found: Any) -> Embed:
         return NOTHING_FOLLOWS
     try:
         return msgspec.convert(found, Embed)
-    except msgspec.ValidationError as error:
-        raise BadMessage("bad_canvas", str(error)) from error
+    except (msgspec.ValidationError, UnicodeError) as error:
+        raise BadMessage("bad_canvas", printable(error)) from error
 
 
 def _time(value: str, name: str) -> datetime:

@@ -4,6 +4,8 @@ A text is about ``limit`` characters long at most and ``levels`` deep, and makin
 whatever a value's own ``repr`` does.
 """
 
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from aqueue.shapes import is_object
@@ -19,12 +21,18 @@ _BRACKETS: dict[object, tuple[str, str]] = {
     set: ("{", "}"),
     frozenset: ("frozenset({", "})"),
 }
+_EMPTY: dict[object, str] = {set: "set()", frozenset: "frozenset()"}
+#: Behind these a value stands, so that no comma is needed to say that it is left out.
+_BEFORE_VALUES = frozenset([", ", ": ", *(opening for opening, _ in _BRACKETS.values())])
 
 
 def saferepr(value: Any, limit: int = LIMIT, levels: int = LEVELS) -> str:
     """A Python-like text of a value; what doesn't fit is ``...``, and open brackets are closed."""
     if _is_short(value):
-        return repr(value)
+        with suppress(ValueError):  # a number that Python refuses to show
+            text = repr(value)
+            if len(text) <= limit:
+                return text
     writer = _Writer(limit)
     writer.value(value, levels)
     return "".join(writer.out)
@@ -37,9 +45,9 @@ def _is_short(value: tuple[Any, ...] | dict[str, Any]) -> bool:
     return type(value) is dict and not value
 
 
-def printable(text: object, limit: int = 200) -> str:
+def printable(value: object, limit: int = 200) -> str:
     """One line of printable text for logs: control characters escaped, cut at ``limit``."""
-    line = str(text)[: limit + 1]
+    line = (value if type(value) is str else _guarded(str, value))[: limit + 1]
     line = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
@@ -57,7 +65,7 @@ class _Writer:
         if brackets is None:
             self._scalar(value)
         elif not value:
-            self._text("set()" if isinstance(value, set) else brackets[0] + brackets[1])
+            self._text(_EMPTY.get(type(value)) or "".join(brackets))
         elif levels <= 0:
             self._text(f"{brackets[0]}...{brackets[1]}")
         else:
@@ -65,6 +73,8 @@ class _Writer:
 
     def _container(self, value: Any, brackets: tuple[str, str], levels: int) -> None:
         self._text(brackets[0])
+        if self.full:
+            return
         number = 0
         for number, item in enumerate(value):
             if self.full:
@@ -81,29 +91,30 @@ class _Writer:
         self.out.append("," + brackets[1] if lone else brackets[1])
 
     def _scalar(self, value: Any) -> None:
-        if isinstance(value, str):
-            text = repr(value[: self.room + 2] if len(value) > self.room else value)
-            if len(text) > self.room and not self.full:
-                text, self.full = text[: self.room + 1] + "...'", True
-                self.out.append(text)
-                return
-        else:
-            text = _guarded_repr(value)
+        if type(value) is not str:
+            self._text(_guarded(repr, value))
+            return
+        text = repr(value[: self.room + 2])
+        if len(text) > self.room and not self.full:
+            text, self.full = text[: self.room + 1] + "...'", True
+            self.out.append(text)
+            return
         self._text(text)
 
     def _text(self, text: str) -> None:
         if self.full:
             return
         if len(text) > self.room:
-            self.out.append(", ...")
+            self.out.append("..." if not self.out or self.out[-1] in _BEFORE_VALUES else ", ...")
             self.full = True
             return
         self.out.append(text)
         self.room -= len(text)
 
 
-def _guarded_repr(value: Any) -> str:
+def _guarded(show: Callable[[Any], str], value: Any) -> str:
+    """``str`` or ``repr`` of a value, whatever the value's own methods do."""
     try:
-        return repr(value)
-    except Exception as error:  # noqa: BLE001 - a repr may do anything
-        return f"<{type(value).__qualname__} whose repr raised {type(error).__name__}>"
+        return show(value)
+    except Exception as error:  # noqa: BLE001 - they may do anything
+        return f"<{type(value).__qualname__} whose text raised {type(error).__name__}>"

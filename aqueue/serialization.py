@@ -94,9 +94,10 @@ class Serializer:
         written = _FORMATS[content_type]
         try:
             data = written.dumps(value)
-            if content_type == JSON:
-                check_depth(data, self.limits.depth)
-        except (TypeError, ValueError, OverflowError, RecursionError, pickle.PicklingError, BadMessage) as error:
+            written.check(data, self.limits)
+        except ConfigurationError:
+            raise
+        except Exception as error:  # the methods of a value may raise anything
             raise EncodeError(f"can't be written as {serializer}: {error}") from error
         return Encoded(content_type, written.encoding, data)
 
@@ -120,7 +121,7 @@ class Serializer:
             content_type, content_encoding, data = self._signer.verify(data)
             if content_type not in _FORMATS or (content_type == PICKLE and PICKLE not in self._accept):
                 raise BadMessage("content_refused", f"content type {content_type[:80]!r} in a signed body")
-        return _FORMATS[content_type].loads(data, content_encoding, self.limits.depth)
+        return _FORMATS[content_type].loads(data, content_encoding, self.limits)
 
     def check_size(self, size: int, what: str) -> None:
         """Raise MessageTooLarge when ``size`` bytes are over the limit for a message."""
@@ -139,12 +140,22 @@ def _content_type_of(name: str) -> str:
     raise ConfigurationError(f"unknown serializer {name!r}; use one of {', '.join(sorted(CONTENT_TYPES))}")
 
 
+#: Encodings of text that a message may declare; Python knows others that cost much time, or are no text.
+_CHARSETS: Final = frozenset(
+    "utf-8 utf8 utf-8-sig utf-16 utf-16-le utf-16-be utf-32 utf-32-le utf-32-be "
+    "ascii us-ascii latin-1 latin1 iso-8859-1 iso-8859-15 cp1252 windows-1252".split()
+)
+
+
 def text_of(data: bytes, content_encoding: str | None) -> str:
     """Bytes to text by their declared encoding; utf-8 when none is declared. Raises BadMessage."""
     name = content_encoding or "utf-8"
+    charset = "utf-8" if name == "binary" else name.lower().replace("_", "-")
+    if charset not in _CHARSETS:
+        raise BadMessage("bad_encoding", f"content encoding {name[:80]!r} is not accepted")
     try:
-        return data.decode("utf-8" if name == "binary" else name)
-    except (LookupError, ValueError) as error:
+        return data.decode(charset)
+    except ValueError as error:
         raise BadMessage("bad_encoding", f"content encoding {name[:80]!r}: {error}") from error
 
 
@@ -152,7 +163,8 @@ def text_of(data: bytes, content_encoding: str | None) -> str:
 
 #: Exponents past this make `int()` of a Decimal hold the interpreter for seconds.
 _MAX_EXPONENT = 6144
-_NESTING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[{]|[\]}]', re.DOTALL)
+#: Texts, also one that doesn't end, are passed over in one go.
+_NESTING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]|[\]}]', re.DOTALL)
 #: An extended type's marker, or ASCII written as an escape, behind which one could hide.
 _MAYBE_EXTENDED = re.compile(rb"__type__|\\u00[2-7]")
 _decode_plain_json = msgspec.json.Decoder().decode
@@ -187,7 +199,7 @@ def loads_json(data: bytes, depth: int, *, extended: bool = True) -> Any:
     if not extended or _MAYBE_EXTENDED.search(data) is None:
         try:
             return _decode_plain_json(data)
-        except (msgspec.DecodeError, RecursionError):
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
             pass
     try:
         return json.loads(data.decode(), object_hook=_from_extended if extended else None)
@@ -285,10 +297,10 @@ def dumps_headers(value: dict[str, Any]) -> bytes:
         return json.dumps(value).encode()
 
 
-def _load_json(data: bytes, content_encoding: str | None, depth: int) -> Any:
+def _load_json(data: bytes, content_encoding: str | None, limits: Limits) -> Any:
     if content_encoding not in ("utf-8", None):
         data = text_of(data, content_encoding).encode("utf-8", "surrogatepass")
-    return loads_json(data, depth)
+    return loads_json(data, limits.depth)
 
 
 # --- the other formats ------------------------------------------------------------------------------
@@ -312,12 +324,12 @@ def _refuse_extension(code: int, data: bytes) -> Any:
     raise ValueError(f"msgpack extension type {code} is not accepted")
 
 
-def _load_msgpack(data: bytes, content_encoding: str | None, depth: int) -> Any:
+def _load_msgpack(data: bytes, content_encoding: str | None, limits: Limits) -> Any:
     try:
         value = _msgpack.unpackb(data, raw=False, ext_hook=_refuse_extension)
     except (ValueError, OverflowError, RecursionError, _msgpack.UnpackException) as error:
         raise BadMessage("undecodable", f"not readable as msgpack: {error or type(error).__name__}") from error
-    _check_built_depth(value, depth)
+    _check_built_depth(value, limits.depth)
     return value
 
 
@@ -328,21 +340,59 @@ def _yaml() -> Any:
         raise ConfigurationError("yaml needs a package that is missing: pip install 'aqueue[yaml]'") from None
 
 
-def _load_yaml(data: bytes, content_encoding: str | None, depth: int) -> Any:
+def _dump_yaml(value: Any) -> bytes:
+    return bytes(_yaml().safe_dump(value).encode())
+
+
+def _check_yaml(text: str, limits: Limits) -> None:
+    """Raise BadMessage for a text that nests too deep, or whose aliases stand for too much; nothing is built.
+
+    Celery writes an alias where one object stands in two places.
+    """
+    yaml = _yaml()
+    depth = total = 0
+    #: How much each finished anchor stands for, and where those that are still open began.
+    sizes: dict[str, int] = {}
+    began: list[tuple[str | None, int]] = []
+    for event in yaml.parse(text, yaml.SafeLoader):
+        match event:
+            case yaml.AliasEvent():
+                if event.anchor not in sizes:
+                    raise BadMessage("undecodable", "a yaml alias of nothing, or of what holds it")
+                total += sizes[event.anchor]
+            case yaml.ScalarEvent():
+                total += 1 + len(event.value)
+                sizes[event.anchor] = 1 + len(event.value)
+            case yaml.CollectionStartEvent():
+                depth += 1
+                began.append((event.anchor, total))
+                sizes.pop(event.anchor, None)
+            case yaml.CollectionEndEvent():
+                depth -= 1
+                anchor, start = began.pop()
+                total += 1
+                sizes[anchor] = total - start
+            case _:
+                pass
+        if depth > limits.depth:
+            raise BadMessage("too_deep", f"nested deeper than {limits.depth}")
+        if total > limits.decompressed:
+            raise BadMessage("too_large", "yaml aliases stand for too much")
+
+
+def _load_yaml(data: bytes, content_encoding: str | None, limits: Limits) -> Any:
     text = text_of(data, content_encoding)
     yaml = _yaml()
     try:
-        # Aliases make a small text stand for a huge value, and one value stand in two places.
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise BadMessage("undecodable", "yaml aliases are not accepted")
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        _check_yaml(text, limits)
+        return yaml.safe_load(text)
+    except BadMessage:
+        raise
+    except Exception as error:  # the driver's own constructors raise anything on bad scalars
         raise BadMessage("undecodable", f"not readable as yaml: {error or type(error).__name__}") from error
-    _check_built_depth(value, depth)
-    return value
 
 
-def _load_pickle(data: bytes, content_encoding: str | None, depth: int) -> Any:
+def _load_pickle(data: bytes, content_encoding: str | None, limits: Limits) -> Any:
     try:
         return pickle.loads(data)  # noqa: S301 - only reached when the app lists pickle in accept_content
     except Exception as error:
@@ -353,14 +403,21 @@ def _load_pickle(data: bytes, content_encoding: str | None, depth: int) -> Any:
 class _Format:
     encoding: str
     dumps: Callable[[Any], bytes]
-    loads: Callable[[bytes, str | None, int], Any]
+    loads: Callable[[bytes, str | None, Limits], Any]
+    #: Raises BadMessage for what was written, but would be refused by `loads`.
+    check: Callable[[bytes, Limits], object]
 
 
 _FORMATS: Mapping[str, _Format] = {
-    JSON: _Format("utf-8", dumps_json, _load_json),
-    MSGPACK: _Format("binary", lambda value: _msgpack.packb(value, use_bin_type=True), _load_msgpack),
-    YAML: _Format("utf-8", lambda value: _yaml().safe_dump(value).encode(), _load_yaml),
-    PICKLE: _Format("binary", lambda value: pickle.dumps(value, protocol=4), _load_pickle),
+    JSON: _Format("utf-8", dumps_json, _load_json, lambda data, limits: check_depth(data, limits.depth)),
+    MSGPACK: _Format(
+        "binary",
+        lambda value: _msgpack.packb(value, use_bin_type=True),
+        _load_msgpack,
+        lambda data, limits: _load_msgpack(data, None, limits),
+    ),
+    YAML: _Format("utf-8", _dump_yaml, _load_yaml, lambda data, limits: _load_yaml(data, None, limits)),
+    PICKLE: _Format("binary", lambda value: pickle.dumps(value, protocol=4), _load_pickle, lambda data, limits: None),
 }
 
 
@@ -374,4 +431,7 @@ def decode_base64(text: str) -> bytes:
 
 def is_finite_number(value: object) -> bool:
     """Whether a decoded value is a real, finite number (``True`` and ``False`` are none)."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # past every float
+        return False

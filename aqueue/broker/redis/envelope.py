@@ -60,16 +60,17 @@ def _parse(raw: bytes, limits: Limits) -> _Envelope:
     check_depth(raw, limits.depth)
     try:
         return _decode(raw)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
         pass  # what Celery's reader tolerates, or a clearer error
     try:
         return msgspec.convert(loads_json(raw, limits.depth, extended=False), _Envelope)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeError) as error:
         raise BadMessage("undecodable", f"not a message envelope: {error}") from error
 
 
 def _message(envelope: _Envelope, queue: str, size: int, limits: Limits) -> Message:
-    if size - len(envelope.body) > limits.headers:
+    # A body of plain text takes more room in the envelope than it has characters, so what is near is measured.
+    if size - len(envelope.body) > limits.headers and _beside_the_body(envelope) > limits.headers:
         raise BadMessage("headers_too_large", f"headers and properties are over {limits.headers:,} bytes")
     headers = envelope.headers or {}
     properties = envelope.properties or {}
@@ -93,6 +94,11 @@ def _message(envelope: _Envelope, queue: str, size: int, limits: Limits) -> Mess
         routing_key=routing_key if isinstance(routing_key, str) else "",
         redelivered=headers.get("redelivered") is True or info.get("redelivered") is True,
     )
+
+
+def _beside_the_body(envelope: _Envelope) -> int:
+    """Bytes of everything but the body."""
+    return len(dumps_headers({name: getattr(envelope, name) for name in _Envelope.__struct_fields__ if name != "body"}))
 
 
 def _body(body: str, encoding: Any) -> bytes:
