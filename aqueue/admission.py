@@ -9,7 +9,7 @@ from aqueue.failures import NotRegistered, WorkerLostError
 from aqueue.outcome import Dead, GiveBack, Outcome, PutOff, Revoked
 from aqueue.protocol import MAX_ID_LENGTH, Message, Request, Unreadable, decode
 from aqueue.saferepr import printable
-from aqueue.serialization import Serializer
+from aqueue.serialization import Serializer, is_finite_number
 from aqueue.settings import Settings
 from aqueue.task import Task
 
@@ -52,7 +52,7 @@ def admit(
 def _unknown(request: Request, settings: Settings, now: float) -> Outcome:
     """Another worker may know the task, or this one may after the next deploy: wait, then give up."""
     since = request.message.headers.get(UNKNOWN_SINCE)
-    since = since if isinstance(since, int | float) and since <= now else now
+    since = since if is_finite_number(since) and 0 <= since <= now else now
     waited = now - since
     if waited >= settings.unknown_grace:
         text = f"no worker knew the task {printable(request.task)!r} for {waited:.0f} s"

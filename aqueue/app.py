@@ -7,12 +7,13 @@ from types import TracebackType
 from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar, Unpack, cast, overload
 from weakref import WeakKeyDictionary
 
+from aqueue.arguments import as_call
 from aqueue.async_result import AsyncResult
 from aqueue.broker import BrokerFactory
 from aqueue.context import Context, current
 from aqueue.decorator import BoundTaskDecorator, TaskDecorator, kind_of, takes_context
 from aqueue.errors import ConfigurationError
-from aqueue.options import Options, check
+from aqueue.options import NO_OPTIONS, Options, check
 from aqueue.outcome import Gate, Middleware, Observer
 from aqueue.results import StoreFactory
 from aqueue.retry import Retry
@@ -198,12 +199,12 @@ class AQueue:
     async def send_task(
         self,
         name: str,
-        args: Sequence[Any] = (),
+        args: Sequence[Any] | None = None,
         kwargs: Mapping[str, Any] | None = None,
         **options: Unpack[Options],
     ) -> AsyncResult[Any]:
         """Send a task that is known by name only, such as one of another program."""
-        return await self.send(Signature(name, args, kwargs or {}, check(options)))
+        return await self.send(Signature(name, *as_call(args, kwargs), check(options) if options else NO_OPTIONS))
 
     def send_sync(self, signature: Signature[R]) -> AsyncResult[R]:
         """`send` for code without an event loop. Raises RuntimeError inside a running one."""

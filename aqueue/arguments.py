@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from datetime import date, datetime, time
 from decimal import Decimal
+from types import SimpleNamespace
 from typing import Any, Final, get_type_hints
 from uuid import UUID
 
@@ -37,9 +38,8 @@ class ArgumentCodec:
         signature = inspect.signature(function)
         parameters = list(signature.parameters.values())[skip:]
         self._signature = signature.replace(parameters=parameters)
-        hints = _hints(function)
-        types = {p.name: hints.get(p.name, Any) for p in parameters}
-        self._returns: Any = hints.get("return", Any)
+        types = {p.name: _type_of(function, p.annotation) for p in parameters}
+        self._returns: Any = _type_of(function, signature.return_annotation)
         self._positional = [(p.name, types[p.name]) for p in parameters if p.kind in _POSITIONAL]
         self._keywords = {p.name: types[p.name] for p in parameters if p.kind in _KEYWORD}
         #: How many positional arguments make a call complete without any keyword.
@@ -88,7 +88,7 @@ class ArgumentCodec:
             return value
         try:
             return _plain(value, serializer)
-        except (TypeError, ValueError, RecursionError) as error:
+        except Exception as error:  # the methods of a value may raise anything
             raise EncodeError(f"the result of {self._name} can't be stored: {error}") from error
 
     def decode_result(self, value: Any) -> Any:
@@ -97,7 +97,7 @@ class ArgumentCodec:
             return value
         try:
             return msgspec.convert(value, self._returns, strict=False, str_keys=True, dec_hook=_rebuild)
-        except (msgspec.ValidationError, TypeError):
+        except (msgspec.ValidationError, TypeError, ValueError, RecursionError):
             return value
 
     def _kinds(self, count: int) -> list[tuple[str, Any]]:
@@ -120,7 +120,7 @@ class ArgumentCodec:
                 return msgspec.convert(plain, kind)
             msgspec.convert(plain, kind, str_keys=True, dec_hook=_rebuild)
             return plain
-        except (msgspec.ValidationError, TypeError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - the methods of a value may raise anything
             raise InvalidArguments(f"{self._name}: argument {name!r}: {_sentence(error)}") from None
 
     def _from_wire(self, name: str, kind: Any, value: Any) -> Any:
@@ -128,8 +128,20 @@ class ArgumentCodec:
             return value
         try:
             return msgspec.convert(value, kind, strict=False, str_keys=True, dec_hook=_rebuild)
-        except (msgspec.ValidationError, TypeError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - a class may do anything when it is made
             raise InvalidArguments(f"{self._name}: argument {name!r}: {_sentence(error)}") from None
+
+
+def as_call(args: Sequence[Any] | None, kwargs: Mapping[str, Any] | None) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    """Arguments given as a sequence and a mapping, as such. Raises InvalidArguments."""
+    if isinstance(args, str | bytes | Mapping):
+        raise InvalidArguments(f"args is a list or a tuple of arguments; got {args!r:.80}. For one, write (x,)")
+    try:
+        return list(args or ()), dict(kwargs or {})
+    except (TypeError, ValueError):
+        raise InvalidArguments(
+            f"args is a list or a tuple, kwargs a mapping of arguments; got {args!r:.80} and {kwargs!r:.80}"
+        ) from None
 
 
 def _enough(parameters: Sequence[inspect.Parameter]) -> range:
@@ -139,24 +151,46 @@ def _enough(parameters: Sequence[inspect.Parameter]) -> range:
     return range(sum(p.default is p.empty for p in positional), len(positional) + 1)
 
 
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """Annotations, resolved; names that only a type checker can see stay unchecked."""
+def _type_of(function: Callable[..., Any], annotation: Any) -> Any:
+    """What an annotation asks for: Any when only a type checker can say, `object` when msgspec can't."""
+    if annotation is inspect.Signature.empty:
+        return Any
     try:
-        return get_type_hints(function, include_extras=True)
-    except NameError:
-        found = inspect.get_annotations(function)
-        return {name: Any if isinstance(hint, str) else hint for name, hint in found.items()}
+        hints = get_type_hints(
+            SimpleNamespace(__annotations__={"it": annotation}),
+            globalns=getattr(inspect.unwrap(function), "__globals__", {}),
+            include_extras=True,
+        )
+    except Exception:  # noqa: BLE001 - an annotation is code, and may be any text
+        return Any
+    asked: list[Any] = []
+    try:
+        msgspec.convert(object(), hints["it"], dec_hook=lambda kind, _: asked.append(kind))
+    except TypeError:  # such as a union of two types that look alike in JSON
+        return object
+    except Exception:  # noqa: BLE001, S110 - it doesn't fit, or a class it is made of isn't there yet
+        pass
+    is_generic = bool(asked) and not isinstance(asked[0], type)  # such as Callable[[], int]
+    return object if is_generic else hints["it"]
 
 
 def _plain(value: Any, serializer: str) -> Any:
-    return msgspec.to_builtins(value, builtin_types=_NATIVE.get(serializer, ()), enc_hook=_take_apart)
+    native = _NATIVE.get(serializer, ())
+    if serializer == "yaml":
+        return msgspec.to_builtins(value, builtin_types=native, enc_hook=_take_apart)
+    try:
+        return msgspec.to_builtins(value, builtin_types=native, str_keys=True, enc_hook=_take_apart)
+    except TypeError:  # keys of those types become text only when the values do
+        native = tuple(kind for kind in native if kind in (bytes, bytearray))
+        return msgspec.to_builtins(value, builtin_types=native, str_keys=True, enc_hook=_take_apart)
 
 
 def _take_apart(value: Any) -> Any:
     """Objects that msgspec doesn't know: pydantic models, and what says how it becomes JSON."""
-    for method in ("model_dump", "__json__"):
-        if hasattr(value, method):
-            return getattr(value, method)()
+    if hasattr(value, "model_dump"):
+        return value.model_dump(by_alias=True)  # `model_validate` reads those names
+    if hasattr(value, "__json__"):
+        return value.__json__()
     raise TypeError(f"a {type(value).__qualname__} can't travel in a message")
 
 

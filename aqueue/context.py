@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import ContextVar
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, Final, NoReturn, Protocol
@@ -29,8 +29,10 @@ class Context:
     __slots__ = (
         "_cancelled",
         "_reporter",
+        "args",
         "cancel_reason",
         "deliveries",
+        "kwargs",
         "loop",
         "max_attempts",
         "request",
@@ -50,6 +52,9 @@ class Context:
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self.request = request
+        #: What the task is called with; its own types once the gates are passed.
+        self.args: Sequence[Any] = request.args
+        self.kwargs: Mapping[str, Any] = request.kwargs
         #: 1 for the first delivery; more after workers were lost while they held this task.
         self.deliveries = deliveries
         self.max_attempts = max_attempts
@@ -157,8 +162,8 @@ class BoundTask:
         return SimpleNamespace(
             id=request.id,
             task=request.task,
-            args=request.args,
-            kwargs=request.kwargs,
+            args=self._context.args,
+            kwargs=self._context.kwargs,
             retries=request.retries,
             root_id=request.root_id,
             parent_id=request.parent_id,

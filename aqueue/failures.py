@@ -4,15 +4,17 @@ import traceback
 from pathlib import Path
 from typing import Any, Final
 
-from aqueue.errors import AQueueError
+from aqueue.errors import AQueueError, InvalidArguments
 from aqueue.results import RemoteError
-from aqueue.saferepr import saferepr
+from aqueue.saferepr import printable, saferepr
+from aqueue.serialization import dumps_json
 
 _PACKAGE: Final = str(Path(__file__).parent)
 #: Frames shown of a traceback, at its start and again at its end.
 _FRAMES: Final = 50
 _MAX_CHARACTERS: Final = 50_000
-_JSON_SCALARS: Final = (str, int, float, bool, type(None))
+#: Arguments of an exception that are stored.
+_MAX_ARGUMENTS: Final = 50
 
 
 class TimeLimitExceeded(AQueueError):
@@ -31,6 +33,10 @@ class NotRegistered(AQueueError):
     """No worker knew the task within the time for it."""
 
 
+class MaxRetriesExceeded(AQueueError):
+    """The task asked to be run again and had no attempt left."""
+
+
 class Rejected(AQueueError):
     """The task refused its message."""
 
@@ -41,21 +47,43 @@ _CELERY_NAMES: Final[dict[type[BaseException], tuple[str, str]]] = {
     SoftTimeLimitExceeded: ("billiard.exceptions", "SoftTimeLimitExceeded"),
     WorkerLostError: ("billiard.exceptions", "WorkerLostError"),
     NotRegistered: ("celery.exceptions", "NotRegistered"),
+    MaxRetriesExceeded: ("celery.exceptions", "MaxRetriesExceededError"),
     Rejected: ("celery.exceptions", "Reject"),
+    InvalidArguments: ("builtins", "TypeError"),
 }
 
 
 def remote_error(error: BaseException) -> RemoteError:
     """Class name, arguments and module of an exception, as Celery stores them."""
+    return _told(error, [_argument(argument) for argument in _arguments(error)])
+
+
+def remote_text(error: BaseException) -> RemoteError:
+    """The same as a short text, which every serializer can write."""
+    return _told(error, [printable(error)])
+
+
+def _told(error: BaseException, arguments: list[Any]) -> RemoteError:
     kind = type(error)
     module, name = _CELERY_NAMES.get(kind, (kind.__module__, kind.__qualname__))
-    return RemoteError(name, [_argument(argument) for argument in error.args], module)
+    return RemoteError(name, arguments, module)
+
+
+def _arguments(error: BaseException) -> list[Any]:
+    try:
+        return list(error.args[:_MAX_ARGUMENTS])
+    except Exception:  # noqa: BLE001 - a class may make of its arguments what it likes
+        return [printable(error)]
 
 
 def _argument(value: Any) -> Any:
-    if type(value) in _JSON_SCALARS:
-        return value[:_MAX_CHARACTERS] if isinstance(value, str) else value
-    return saferepr(value)
+    """What JSON can say stays a value, as far as it is short; the rest becomes text."""
+    if isinstance(value, str):
+        return str.__str__(value)[:_MAX_CHARACTERS]
+    try:
+        return value if len(dumps_json(value)) <= _MAX_CHARACTERS else saferepr(value)
+    except Exception:  # noqa: BLE001 - the methods of a value may raise anything
+        return saferepr(value)
 
 
 def traceback_text(error: BaseException) -> str:

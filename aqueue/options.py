@@ -6,7 +6,8 @@ from typing import Any, Final, TypedDict
 
 from aqueue.errors import InvalidArguments
 from aqueue.protocol import KNOWN_HEADERS, MAX_ID_LENGTH, MAX_PRIORITY
-from aqueue.serialization import is_finite_number
+from aqueue.saferepr import printable
+from aqueue.serialization import dumps_headers, is_finite_number
 
 
 class Options(TypedDict, total=False):
@@ -42,6 +43,8 @@ class Options(TypedDict, total=False):
     kwargsrepr: str
 
 
+#: Of a call that says nothing; one object, so that such calls are known by it.
+NO_OPTIONS: Final = Options()
 _KNOWN: Final = frozenset(Options.__annotations__)
 _MAX_QUEUE_LENGTH: Final = 255
 
@@ -61,7 +64,7 @@ def check(options: Options) -> Options:
     given: Mapping[str, Any] = options
     for name in ("countdown", "timeout", "soft_timeout"):
         seconds = given.get(name, 0)
-        if not is_finite_number(seconds) or not 0 <= seconds <= _MAX_SECONDS:
+        if not is_finite_number(seconds) or not 0 <= seconds <= MAX_SECONDS:
             raise InvalidArguments(f"{name} is a number of seconds, 0 or more; got {seconds!r}")
     if "countdown" in options and "eta" in options:
         raise InvalidArguments("countdown and eta say the same thing; give one of them")
@@ -69,27 +72,49 @@ def check(options: Options) -> Options:
     task_id: object = options.get("task_id", "id")
     if not isinstance(task_id, str) or not 0 < len(task_id) <= MAX_ID_LENGTH or not task_id.isprintable():
         raise InvalidArguments(f"task_id is 1 to {MAX_ID_LENGTH} printable characters; got {task_id!r:.80}")
-    taken = KNOWN_HEADERS.intersection(options.get("headers", ()))
-    if taken:
-        raise InvalidArguments(f"headers may not replace the message's own: {', '.join(sorted(taken))}")
+    if "headers" in options:
+        _check_headers(options["headers"])
     return options
 
 
+def merged(*layers: Options) -> Options:
+    """Options of which the later win over the earlier."""
+    found: Options = {}
+    for layer in layers:
+        for one, other in (("countdown", "eta"), ("eta", "countdown")):
+            if one in layer:
+                found.pop(other, None)
+        found.update(layer)
+    return found
+
+
 #: A hundred years; more is a mistake, and past what clocks can say.
-_MAX_SECONDS: Final = 100 * 366 * 86400
+MAX_SECONDS: Final = 100 * 366 * 86400
+
+
+def _check_headers(headers: object) -> None:
+    if not isinstance(headers, Mapping) or not all(isinstance(name, str) for name in headers):
+        raise InvalidArguments(f"headers is a mapping from names to values; got {headers!r:.80}")
+    taken = KNOWN_HEADERS.intersection(headers)
+    if taken:
+        raise InvalidArguments(f"headers may not replace the message's own: {', '.join(sorted(taken))}")
+    for name, value in headers.items():
+        try:
+            dumps_headers({name: value})
+        except Exception as error:
+            raise InvalidArguments(f"headers: {name!r} has no JSON form: {printable(error)}") from error
 
 
 def _check_times(options: Mapping[str, Any]) -> None:
-    eta = options.get("eta")
-    if eta is not None and not isinstance(eta, datetime):
-        raise InvalidArguments(f"eta is a datetime; got {eta!r:.80}")
+    if "eta" in options and not isinstance(options["eta"], datetime):
+        raise InvalidArguments(f"eta is a datetime; got {options['eta']!r:.80}")
     expires = options.get("expires", 0)
     if not isinstance(expires, datetime) and not _is_duration(expires):
         raise InvalidArguments(f"expires is a datetime or a number of seconds from now; got {expires!r:.80}")
 
 
 def _is_duration(value: object) -> bool:
-    return is_finite_number(value) and isinstance(value, int | float) and abs(value) <= _MAX_SECONDS
+    return is_finite_number(value) and isinstance(value, int | float) and abs(value) <= MAX_SECONDS
 
 
 def check_queue(name: object) -> str:

@@ -32,13 +32,18 @@ class _Parcel:
 
 
 class Outbox:
-    """See the module's text. ``timeout`` (seconds) bounds the wait for a turn, and again the sending."""
+    """See the module's text.
+
+    ``timeout`` (seconds) is what a caller waits, for a turn and for the answer; the broker's own bound on
+    sending, which knows better what has become of the messages, is given a little more.
+    """
 
     def __init__(self, broker: Broker, timeout: float) -> None:
         self._broker = broker
         self._timeout = timeout
         #: In the order of their due times.
         self._waiting: deque[_Parcel] = deque()
+        self._on_its_way: list[_Parcel] = []
         self._sending: asyncio.Task[None] | None = None
 
     async def publish(self, messages: Sequence[Message]) -> None:
@@ -56,9 +61,9 @@ class Outbox:
             raise
 
     async def close(self) -> None:
-        """Wait for what is on its way."""
+        """Wait for what is on its way, and behind that, each within its time."""
         if self._sending is not None:
-            await asyncio.wait([self._sending], timeout=self._timeout)
+            await asyncio.wait([self._sending])
 
     async def _send_all(self) -> None:
         loop = asyncio.get_running_loop()
@@ -72,11 +77,14 @@ class Outbox:
             self._sending = None
 
     def _expire(self) -> None:
-        """Give up what has waited too long for its turn behind others."""
+        """Give up what has waited too long, for its turn behind others or for the answer."""
         loop = asyncio.get_running_loop()
         while self._waiting and self._waiting[0].due <= loop.time():
             error = EnqueueFailed(f"not sent within {self._timeout:g} s: the broker is busy or unreachable")
             _fail(self._waiting.popleft(), error)
+        for parcel in self._on_its_way:
+            if parcel.due + self._timeout / 5 <= loop.time():
+                _fail(parcel, EnqueueUnknown(f"no answer within {self._timeout:g} s: stored or not", parcel.ids()))
         self._timer = loop.call_later(self._timeout / 10, self._expire)
 
     def _next_batch(self) -> list[_Parcel]:
@@ -88,6 +96,7 @@ class Outbox:
         return batch
 
     async def _send(self, batch: list[_Parcel]) -> None:
+        self._on_its_way = batch
         try:
             async with asyncio.timeout(2 * self._timeout):  # the broker's own bound comes first
                 await self._broker.publish([message for parcel in batch for message in parcel.messages])
@@ -102,6 +111,7 @@ class Outbox:
         else:
             for parcel in batch:
                 _succeed(parcel)
+        self._on_its_way = []
 
     def _refuse(self, batch: list[_Parcel], error: EnqueueFailed) -> None:
         """Tell those whose messages were refused; the others are stored."""

@@ -17,9 +17,9 @@ from typing import Any, Final
 import msgspec
 
 from aqueue.compression import compress, decompress
-from aqueue.errors import BadMessage
+from aqueue.errors import BadMessage, MessageTooLarge
 from aqueue.saferepr import printable
-from aqueue.serialization import JSON, Serializer, is_finite_number
+from aqueue.serialization import JSON, Serializer, dumps_headers, is_finite_number
 from aqueue.shapes import is_list, is_object
 
 MAX_ID_LENGTH: Final = 255
@@ -253,7 +253,7 @@ def _tolerated(headers: Mapping[str, Any]) -> _Headers:
 
 def _clamped(retries: int) -> int:
     if retries > MAX_RETRIES:
-        raise BadMessage("bad_header", f"retries is {retries}, over {MAX_RETRIES:,}")
+        raise BadMessage("bad_header", f"retries is {printable(retries, 60)}, over {MAX_RETRIES:,}")
     return 0
 
 
@@ -309,6 +309,8 @@ class Template(msgspec.Struct, kw_only=True, frozen=True):
     routing_key: str = ""
     #: Every header of section 1.3; those of a single call are filled in by `task_message`.
     headers: dict[str, Any]
+    #: Bytes of these headers.
+    size: int
 
 
 def template(
@@ -323,11 +325,33 @@ def template(
     routing_key: str = "",
     time_limit: float | None = None,
     soft_time_limit: float | None = None,
-    ignore_result: bool = False,
+    ignore_result: bool | None = False,
     shadow: str | None = None,
     headers: Mapping[str, Any] | None = None,
 ) -> Template:
-    """Make a template; ``headers`` are the application's own."""
+    """Make a template; ``headers`` are the application's own, ``ignore_result`` None leaves it to the worker."""
+    every = {
+        "lang": "py",
+        "task": task,
+        "id": None,
+        "shadow": shadow,
+        "eta": None,
+        "expires": None,
+        "group": None,
+        "group_index": None,
+        "retries": 0,
+        "timelimit": (time_limit, soft_time_limit),
+        "root_id": None,
+        "parent_id": None,
+        "argsrepr": None,
+        "kwargsrepr": None,
+        "origin": origin,
+        "ignore_result": ignore_result,
+        "replaced_task_nesting": 0,
+        "stamped_headers": None,
+        "stamps": None,
+        **(headers or {}),
+    }
     return Template(
         task=task,
         queue=queue,
@@ -336,28 +360,8 @@ def template(
         priority=priority,
         exchange=exchange,
         routing_key=routing_key,
-        headers={
-            "lang": "py",
-            "task": task,
-            "id": None,
-            "shadow": shadow,
-            "eta": None,
-            "expires": None,
-            "group": None,
-            "group_index": None,
-            "retries": 0,
-            "timelimit": [time_limit, soft_time_limit],
-            "root_id": None,
-            "parent_id": None,
-            "argsrepr": None,
-            "kwargsrepr": None,
-            "origin": origin,
-            "ignore_result": ignore_result,
-            "replaced_task_nesting": 0,
-            "stamped_headers": None,
-            "stamps": {},
-            **(headers or {}),
-        },
+        headers=every,
+        size=len(dumps_headers(every)),
     )
 
 
@@ -391,6 +395,11 @@ def task_message(common: Template, call: Call, serializer: Serializer) -> Messag
     headers["parent_id"] = call.parent_id
     headers["argsrepr"] = call.argsrepr
     headers["kwargsrepr"] = call.kwargsrepr
+    headers["timelimit"] = list(headers["timelimit"])
+    headers["stamps"] = {}
+    room = serializer.limits.headers * 15 // 16  # the rest is left to the broker's own properties
+    if common.size + _MAX_ESCAPE * (len(call.argsrepr) + len(call.kwargsrepr)) > room:
+        _check_headers(headers, common.task, room)
     if common.compression is not None:
         data, headers["compression"] = compress(data, common.compression)
     serializer.check_size(len(data), f"the message for task {common.task}")
@@ -409,6 +418,19 @@ def task_message(common: Template, call: Call, serializer: Serializer) -> Messag
         exchange=common.exchange,
         routing_key=common.routing_key,
     )
+
+
+#: Bytes of JSON that a character takes at most.
+_MAX_ESCAPE: Final = 6
+
+
+def _check_headers(headers: dict[str, Any], task: str, room: int) -> None:
+    size = len(dumps_headers(headers))
+    if size > room:
+        raise MessageTooLarge(
+            f"the headers of the message for task {task} are {size:,} bytes, the limit is {room:,}; "
+            "pass what is large as an argument"
+        )
 
 
 _NO_EMBED: Final = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
@@ -435,6 +457,7 @@ def retry_message(request: Request, delay: float, now: float) -> Message:
 
 def _headers_of(request: Request) -> dict[str, Any]:
     return {
+        **request.message.headers,
         "lang": "py",
         "task": request.task,
         "id": request.id,

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from aqueue.errors import ConfigurationError, RetryTask
+from aqueue.options import MAX_SECONDS
+from aqueue.serialization import is_finite_number
 
 Errors = type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]
 
@@ -37,8 +39,8 @@ class Retry:
     def __post_init__(self) -> None:
         if self.attempts < 1:
             raise ConfigurationError(f"Retry(attempts={self.attempts}): at least 1, which means no retry")
-        if self.backoff < 0 or self.max_backoff < 0:
-            raise ConfigurationError("Retry: backoff and max_backoff are seconds, 0 or more")
+        for name in ("backoff", "max_backoff"):
+            _check_seconds(name, getattr(self, name))
 
     def wants(self, error: BaseException) -> bool:
         """Whether this error is worth another attempt, if one is left."""
@@ -56,14 +58,21 @@ class Retry:
 
         ``error`` is shown as the reason, and is the failure when no attempt is left.
         """
+        if after is not None:
+            _check_seconds("after", after)
         return RetryTask(after, error)
 
 
-Retry.default = Retry(attempts=4)
-Retry.none = Retry(attempts=1)
+def _check_seconds(name: str, seconds: float) -> None:
+    if not is_finite_number(seconds) or not 0 <= seconds <= MAX_SECONDS:
+        raise ConfigurationError(f"Retry: {name} is a number of seconds, 0 or more; got {seconds!r:.40}")
 
 
 def _matches(errors: Errors, error: BaseException) -> bool:
     if isinstance(errors, type | tuple):
         return isinstance(error, errors)
     return errors(error)
+
+
+Retry.default = Retry(attempts=4)
+Retry.none = Retry(attempts=1)

@@ -20,8 +20,7 @@ _LEAVE_THREAD: Final = ("shutdown", "lease lost")
 
 async def run_coroutine(task: Task[..., Any], context: Context) -> Any:
     """Run a coroutine task on this loop."""
-    request = context.request
-    return await task.function(*task.definition.first_arguments(context), *request.args, **request.kwargs)
+    return await task.function(*task.definition.first_arguments(context), *context.args, **context.kwargs)
 
 
 #: What a call returned, and what it raised.
@@ -63,9 +62,8 @@ class ThreadPool:
         A thread can't be interrupted: a run that is cancelled for its timeout ends only when the thread
         does, so that its slot and its lease are kept as long as it works.
         """
-        request = context.request
         before = task.definition.first_arguments(context)
-        ended = self._submit(lambda: task.function(*before, *request.args, **request.kwargs))
+        ended = self._submit(lambda: task.function(*before, *context.args, **context.kwargs))
         try:
             value, error = await asyncio.shield(ended)
         except asyncio.CancelledError:

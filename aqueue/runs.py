@@ -151,7 +151,7 @@ class Runs:
                 if refused is not None:
                     return refused
             request = run.request
-            request.args, request.kwargs = run.task.codec.decode(request.args, request.kwargs)
+            run.context.args, run.context.kwargs = run.task.codec.decode(request.args, request.kwargs)
             if self._app.settings.track_started and self._verdicts.keeps_result(request, run.task):
                 await self._report_start(request)
             return Done(await self._call(run.context))

@@ -12,7 +12,7 @@ from aqueue.broker import Broker
 from aqueue.context import current
 from aqueue.errors import EncodeError, EnqueueFailed, EnqueueUnknown, StoreUnavailable
 from aqueue.identifiers import new_id, origin
-from aqueue.options import Options, check
+from aqueue.options import Options, check, merged
 from aqueue.outbox import Outbox
 from aqueue.protocol import Call, Message, Record, Template, task_message, template
 from aqueue.results import PENDING, Result, ResultStore
@@ -64,8 +64,8 @@ class Producer:
         self._origin = origin()
         #: Where rpc results would go; unique for the process, as every Celery message names one.
         self._reply_to = new_id()
-        #: By task, for calls that add no option to the task's own, whose dict is kept beside to tell.
-        self._templates: dict[str, tuple[Options, Template]] = {}
+        #: By task, for calls that add no option to the task's own, whose dict stands first, to tell.
+        self._templates: dict[str, tuple[Options, Options, Template]] = {}
 
     async def send(self, signature: Signature[R]) -> AsyncResult[R]:
         """Store one call.
@@ -115,34 +115,37 @@ class Producer:
     def _get_store(self) -> ResultStore:
         return self.store
 
-    def _template(self, task: str, options: Options) -> Template:
+    def _common(self, signature: Signature[R]) -> tuple[Options, Template]:
+        """All options of a call, its route's included, and what its message has in common with others."""
+        task = signature.task
         known = self._templates.get(task)
-        if known is not None and known[0] is options:
-            return known[1]
-        merged: Options = {**self._routes(task), **options}
+        if known is not None and known[0] is signature.options:
+            return known[1:]
         settings = self._settings
+        options = merged(self._routes(task), signature.options)
+        # Without the task at hand nobody here can say for it that its result is wanted.
+        keeps_none = settings.ignore_result if signature.codec is not None else settings.ignore_result or None
         made = template(
             task,
-            queue=merged.get("queue", settings.default_queue),
-            serializer=merged.get("serializer", settings.serializer),
+            queue=options.get("queue", settings.default_queue),
+            serializer=options.get("serializer", settings.serializer),
             origin=self._origin,
-            compression=merged.get("compression", settings.compression),
-            priority=merged.get("priority", settings.default_priority),
-            exchange=merged.get("exchange", ""),
-            routing_key=merged.get("routing_key", ""),
-            time_limit=merged.get("timeout"),
-            soft_time_limit=merged.get("soft_timeout"),
-            ignore_result=merged.get("ignore_result", settings.ignore_result),
-            shadow=merged.get("shadow"),
-            headers=merged.get("headers"),
+            compression=options.get("compression", settings.compression),
+            priority=options.get("priority", settings.default_priority),
+            exchange=options.get("exchange", ""),
+            routing_key=options.get("routing_key", ""),
+            time_limit=options.get("timeout"),
+            soft_time_limit=options.get("soft_timeout"),
+            ignore_result=options.get("ignore_result", keeps_none),
+            shadow=options.get("shadow"),
+            headers=options.get("headers"),
         )
         if known is None:
-            self._templates[task] = (options, made)
-        return made
+            self._templates[task] = (signature.options, options, made)
+        return options, made
 
     def _message(self, signature: Signature[R]) -> tuple[Message, AsyncResult[R]]:
-        options = signature.options
-        common = self._template(signature.task, options)
+        options, common = self._common(signature)
         args, kwargs = signature.args, signature.kwargs
         if signature.codec is not None:
             args, kwargs = signature.codec.encode(args, kwargs, common.serializer)
@@ -154,8 +157,8 @@ class Producer:
             id=task_id,
             args=args,
             kwargs=kwargs,
-            argsrepr=options.get("argsrepr") or saferepr(tuple(signature.args)),
-            kwargsrepr=options.get("kwargsrepr") or saferepr(dict(signature.kwargs)),
+            argsrepr=options["argsrepr"] if "argsrepr" in options else saferepr(tuple(signature.args)),
+            kwargsrepr=options["kwargsrepr"] if "kwargsrepr" in options else saferepr(dict(signature.kwargs)),
             reply_to=self._reply_to,
             root_id=task_id if parent is None else parent.root_id,
             parent_id=None if parent is None else parent.id,

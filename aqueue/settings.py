@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from aqueue.errors import ConfigurationError
-from aqueue.options import Options
+from aqueue.options import MAX_SECONDS, Options
 from aqueue.protocol import MAX_PRIORITY
-from aqueue.serialization import Limits, Signer
+from aqueue.serialization import Limits, Signer, is_finite_number
 
 #: Where a task goes: a queue, or options such as ``{"queue": "feeds", "priority": 5}``.
 Route = str | Options
@@ -61,8 +61,22 @@ class Settings:
     unknown_grace: float = 3600.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.default_priority <= MAX_PRIORITY:
-            raise ConfigurationError(f"default_priority is 0 to {MAX_PRIORITY}, got {self.default_priority}")
+        priority: object = self.default_priority
+        if type(priority) is not int or not 0 <= priority <= MAX_PRIORITY:
+            raise ConfigurationError(f"default_priority is 0 to {MAX_PRIORITY}, got {priority!r}")
+        deliveries: object = self.max_deliveries
+        if type(deliveries) is not int or deliveries < 1:
+            raise ConfigurationError(f"max_deliveries is an integer, 1 or more; got {deliveries!r}")
+        if self.result_serializer == "auth":
+            raise ConfigurationError("results are not signed; choose another result_serializer")
         for name in ("send_timeout", "lease", "timeout"):
-            if getattr(self, name) <= 0:
-                raise ConfigurationError(f"{name} is a number of seconds over 0, got {getattr(self, name)}")
+            if not self._is_seconds(name) or not getattr(self, name):
+                raise ConfigurationError(f"{name} is a number of seconds over 0, got {getattr(self, name)!r}")
+        if not self._is_seconds("unknown_grace"):
+            raise ConfigurationError(f"unknown_grace is a number of seconds, got {self.unknown_grace!r}")
+        if self.result_expires is not None and not self._is_seconds("result_expires"):
+            raise ConfigurationError(f"result_expires is a number of seconds or None, got {self.result_expires!r}")
+
+    def _is_seconds(self, name: str) -> bool:
+        value = getattr(self, name)
+        return is_finite_number(value) and 0 <= value <= MAX_SECONDS

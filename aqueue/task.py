@@ -7,10 +7,10 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar, Unpack
 
-from aqueue.arguments import ArgumentCodec
+from aqueue.arguments import ArgumentCodec, as_call
 from aqueue.async_result import AsyncResult
 from aqueue.context import BoundTask, Context, local_context
-from aqueue.options import Options, check
+from aqueue.options import Options, check, merged
 from aqueue.retry import Retry
 
 P = ParamSpec("P")
@@ -115,8 +115,7 @@ class Task(TaskCall[P, R]):
 
         Raises InvalidArguments for an option that makes no sense.
         """
-        merged: Options = {**self._options, **check(options)}
-        return TaskCall(self._sender, self.name, self._codec, merged)
+        return TaskCall(self._sender, self.name, self._codec, merged(self._options, check(options)))
 
     async def send_many(self, signatures: Iterable[Signature[R]]) -> list[AsyncResult[R]]:
         """Send many calls, made with `s`, in one round trip."""
@@ -127,11 +126,11 @@ class Task(TaskCall[P, R]):
         return await self.send(*args, **kwargs)
 
     async def apply_async(
-        self, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, **options: Unpack[Options]
+        self, args: Sequence[Any] | None = None, kwargs: Mapping[str, Any] | None = None, **options: Unpack[Options]
     ) -> AsyncResult[R]:
         """Celery's way to send with options; `options` keeps the types of the arguments."""
-        merged: Options = {**self._options, **check(options)}
-        return await self._sender.send(Signature(self.name, args, kwargs or {}, merged, self._codec))
+        found = merged(self._options, check(options)) if options else self._options
+        return await self._sender.send(Signature(self.name, *as_call(args, kwargs), found, self._codec))
 
     def result(self, task_id: str) -> AsyncResult[R]:
         """The result of a call sent earlier, maybe by another process; typed."""

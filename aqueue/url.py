@@ -7,10 +7,14 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from aqueue.errors import ConfigurationError
 
-#: Up to the last @ of each URL, so that a password with unescaped ``/``, ``@`` or ``:`` is hidden whole.
-_CREDENTIALS = re.compile(r"(?<=://)(?P<user>[^:@/;,]*):[^;]*@")
-_SECRET_PARAMETERS = re.compile(r"(?i)([?&;][^=&;]*(?:password|secret|token)[^=&;]*=)[^&;]*")
+#: Up to the last @, so that a password with unescaped ``/``, ``@`` or ``:`` is hidden whole.
+_CREDENTIALS = re.compile(r"(?<=://)(?!/)(?P<user>[^:]*):.*@", re.DOTALL)
+_SECRET_PARAMETERS = re.compile(r"(?i)([?&;][^=&;]*(?:password|secret|token)[^=&;]*=)[^&]*")
 _SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://")
+
+
+#: What to do about a URL that can't be taken apart.
+UNREADABLE = "check host and port, and write special characters in user and password as %XX"
 
 
 class Url:
@@ -29,8 +33,8 @@ class Url:
         self.scheme = found["scheme"].lower()
         try:
             self.query: Mapping[str, str] = {key: values[0] for key, values in parse_qs(urlsplit(text).query).items()}
-        except ValueError as error:
-            raise ConfigurationError(f"bad URL {self}: {error}") from None
+        except ValueError:  # its text repeats parts of the URL, the password among them
+            raise ConfigurationError(f"bad URL {self}: {UNREADABLE}") from None
 
     def reveal(self) -> str:
         """The URL as it was given, password included."""
@@ -58,5 +62,17 @@ class Url:
 
 
 def mask(text: str) -> str:
-    """A URL, or several joined by ``;`` or ``,``, with every password replaced by ``***``."""
-    return _SECRET_PARAMETERS.sub(r"\1***", _CREDENTIALS.sub(r"\g<user>:***@", text))
+    """A URL, or several of one scheme joined by ``;`` or ``,``, with every password replaced by ``***``."""
+    scheme = text.partition("://")[0]
+    urls = re.split(rf"([;,]{re.escape(scheme)}://)", text)
+    # `urls` has the first URL, then by turns what stands between two, and the next one's rest.
+    return "".join(_mask_one(part) if number == 0 else _mask_rest(part) for number, part in enumerate(urls))
+
+
+def _mask_one(url: str) -> str:
+    return _SECRET_PARAMETERS.sub(r"\1***", _CREDENTIALS.sub(r"\g<user>:***@", url, count=1))
+
+
+def _mask_rest(rest: str) -> str:
+    """A URL whose scheme was cut off."""
+    return rest if rest.endswith("://") else _mask_one(f"://{rest}").removeprefix("://")

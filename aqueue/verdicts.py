@@ -12,7 +12,7 @@ from aqueue.admission import task_id_of
 from aqueue.arguments import PLAIN_TYPES
 from aqueue.broker import Ack, Bury, Delivery, Release, Verdict
 from aqueue.errors import ControlFlow, EncodeError, Ignore, InvalidArguments, MessageTooLarge, Reject, RetryTask
-from aqueue.failures import Rejected, remote_error, traceback_text
+from aqueue.failures import MaxRetriesExceeded, Rejected, remote_error, remote_text, traceback_text
 from aqueue.outcome import Again, Dead, Done, Failed, GiveBack, Outcome, PutOff, Revoked, Skipped
 from aqueue.protocol import Message, Record, Request, retry_message
 from aqueue.results import FAILURE, FINAL_STATES, RETRY, REVOKED, STARTED, SUCCESS, RemoteError, Result, ResultStore
@@ -71,10 +71,6 @@ class Clock:
         return self._text
 
 
-class MaxRetriesExceeded(Exception):
-    """A task asked to be run again and had no attempt left."""
-
-
 class Verdicts:
     """Outcomes to verdicts, for one worker."""
 
@@ -92,10 +88,10 @@ class Verdicts:
             case Done(value=value):
                 return Ack(record=self._success(delivery, request, task, value))
             case Failed(error=error):
-                return Ack(record=self._failure(delivery, request, task, error))
+                return Ack(record=self._with_error(delivery, request, task, FAILURE, error))
             case Again(delay=delay, error=error):
                 assert request is not None, "only what was understood can run"
-                record = self._record(delivery, request, task, RETRY, error and remote_error(error), _trace(error))
+                record = self._with_error(delivery, request, task, RETRY, error)
                 return Ack(publish=[retry_message(request, delay, now)], record=record)
             case GiveBack(delay=delay, last=last):
                 return Release(delay, last)
@@ -109,7 +105,8 @@ class Verdicts:
             case Skipped():
                 return Ack()
             case Dead(reason=reason, detail=detail, error=error):
-                return Bury(reason, detail, None if error is None else self._failure(delivery, request, task, error))
+                told_of = None if error is None else self._with_error(delivery, request, task, FAILURE, error)
+                return Bury(reason, detail, told_of)
 
     def started(self, request: Request) -> Record:
         """The record of a task that has begun."""
@@ -137,17 +134,24 @@ class Verdicts:
             return self._record(delivery, request, task, SUCCESS, value)
         except (EncodeError, MessageTooLarge) as error:  # the work is done: it is not run again for this
             logger.error("%s ended well, but its result can't be stored: %s", _named(request), error)
-            return self._failure(delivery, request, task, error)
+            return self._with_error(delivery, request, task, FAILURE, error)
 
-    def _failure(
-        self, delivery: Delivery, request: Request | None, task: Task[..., Any] | None, error: BaseException
+    def _with_error(
+        self,
+        delivery: Delivery,
+        request: Request | None,
+        task: Task[..., Any] | None,
+        state: str,
+        error: BaseException | None,
     ) -> Record | None:
+        """A record that tells an error in full, or as briefly as must be."""
+        if error is None:
+            return self._record(delivery, request, task, state, None)
         text = None if error.__traceback__ is None else traceback_text(error)
         try:
-            return self._record(delivery, request, task, FAILURE, remote_error(error), text)
-        except (EncodeError, MessageTooLarge) as failure:
-            told = RemoteError(type(error).__qualname__, [f"(can't be stored: {failure})"], type(error).__module__)
-            return self._record(delivery, request, task, FAILURE, told)
+            return self._record(delivery, request, task, state, remote_error(error), text)
+        except (EncodeError, MessageTooLarge):
+            return self._record(delivery, request, task, state, remote_text(error))
 
     def _record(
         self,
@@ -163,9 +167,16 @@ class Verdicts:
             return None
         done = self._clock() if state in FINAL_STATES else None
         extra = self._extra(request) if request is not None else {}
-        return self._store.record(
-            Result(task_id=task_id, state=state, value=value, traceback=text, date_done=done, extra=extra)
-        )
+        result = Result(task_id=task_id, state=state, value=value, traceback=text, date_done=done, extra=extra)
+        try:
+            return self._store.record(result)
+        except (EncodeError, MessageTooLarge) as error:
+            if "args" not in extra:
+                raise
+            del extra["args"], extra["kwargs"]
+            record = self._store.record(result)
+            logger.warning("the result of %s is stored without the arguments: %s", _named(request), error)
+            return record
 
     def _extra(self, request: Request) -> dict[str, Any]:
         extra: dict[str, Any] = {}
@@ -183,10 +194,6 @@ class Verdicts:
                 "queue": request.message.queue,
             }
         return extra
-
-
-def _trace(error: BaseException | None) -> str | None:
-    return None if error is None else traceback_text(error)
 
 
 def _named(request: Request | None) -> str:

@@ -16,7 +16,7 @@ import redis.connection as for_thread
 import redis.sentinel
 
 from aqueue.errors import ConfigurationError
-from aqueue.url import Url
+from aqueue.url import UNREADABLE, Url
 
 _PARAMETERS: Final = frozenset(
     "db virtual_host key_prefix master_name sentinel_username sentinel_password client_name "
@@ -79,19 +79,21 @@ class RedisAddress:
     @classmethod
     def parse(cls, url: Url) -> "RedisAddress":
         """Raises ConfigurationError for what the URL can't mean."""
-        unknown = set(url.query) - _PARAMETERS
-        if unknown:
-            raise ConfigurationError(
-                f"{url}: unknown parameter {', '.join(sorted(unknown))}; known are {', '.join(sorted(_PARAMETERS))}"
-            )
         try:
+            parts = _parts(url)
+            unknown = set(url.query) - _PARAMETERS
+            if unknown:
+                raise ValueError(
+                    f"unknown parameter {', '.join(sorted(unknown))}; known are {', '.join(sorted(_PARAMETERS))}"
+                )
             if "sentinel" in url.scheme:
-                return cls(**_common(url, _parts(url)[-1]), **_sentinels(url))
-            parts = urlsplit(url.reveal())
+                return cls(**_common(url, parts[0], parts[-1].path), **_sentinels(url, parts))
+            (part,) = parts
             if url.scheme in ("redis+socket", "unix"):
-                return cls(**_common(url, parts, has_db=False), path=unquote(parts.path))
-            host, port = unquote(parts.hostname or "localhost"), parts.port or 6379
-            return cls(**_common(url, parts), host=host, port=port, tls=_tls(url) if url.scheme == "rediss" else None)
+                return cls(**_common(url, part, ""), path=_socket(part))
+            host, port = _host(part, 6379)
+            tls = _tls(url) if url.scheme == "rediss" else None
+            return cls(**_common(url, part, part.path), host=host, port=port, tls=tls)
         except ValueError as error:
             raise ConfigurationError(f"bad Redis URL {url}: {error}") from None
 
@@ -157,20 +159,43 @@ class RedisAddress:
         }
 
 
-def _common(url: Url, parts: SplitResult, has_db: bool = True) -> dict[str, Any]:
-    first = _parts(url)[0]
+def _common(url: Url, part: SplitResult, path: str) -> dict[str, Any]:
     return {
         "shown": str(url),
-        "db": _database(url, parts.path if has_db else ""),
-        "username": unquote(first.username) if first.username else None,
-        "password": unquote(first.password) if first.password else None,
+        "db": _database(url, path),
+        "username": unquote(part.username) if part.username else None,
+        "password": unquote(part.password) if part.password else None,
         "key_prefix": url.query.get("key_prefix", ""),
         "client_name": url.query.get("client_name"),
     }
 
 
 def _parts(url: Url) -> list[SplitResult]:
-    return [urlsplit(part) for part in url.reveal().split(";")]
+    """The URL, or one for each Sentinel. Raises ValueError, whose text has nothing of a password."""
+    text = url.reveal()
+    found: list[SplitResult] = []
+    for one in text.split(";") if "sentinel" in url.scheme else [text]:
+        try:
+            part = urlsplit(one)
+            readable = part.port is None or bool(part.hostname)
+        except ValueError:
+            readable = False
+        # An @ behind the host means that the password has a / or # or ?, and what was read is a piece of it.
+        if not readable or (part.netloc and "@" in part.path + part.query + part.fragment):
+            raise ValueError(UNREADABLE)
+        found.append(part)
+    return found
+
+
+def _host(part: SplitResult, port: int) -> tuple[str, int]:
+    return unquote(part.hostname or "localhost"), part.port or port
+
+
+def _socket(part: SplitResult) -> str:
+    path = unquote(part.path)
+    if part.hostname or not path.strip("/"):
+        raise ValueError("name the socket by its whole path, like redis+socket:///run/redis.sock")
+    return path
 
 
 def _database(url: Url, path: str) -> int:
@@ -180,12 +205,12 @@ def _database(url: Url, path: str) -> int:
     return int(text)
 
 
-def _sentinels(url: Url) -> dict[str, Any]:
+def _sentinels(url: Url, parts: list[SplitResult]) -> dict[str, Any]:
     if "master_name" not in url.query:
         raise ValueError("add the name of the master: ?master_name=mymaster")
     auth = {name: url.query[f"sentinel_{name}"] for name in ("username", "password") if f"sentinel_{name}" in url.query}
     return {
-        "sentinels": tuple((unquote(part.hostname or "localhost"), part.port or 26379) for part in _parts(url)),
+        "sentinels": tuple(_host(part, 26379) for part in parts),
         "master_name": url.query["master_name"],
         "sentinel_auth": auth,
     }

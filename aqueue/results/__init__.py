@@ -65,7 +65,7 @@ class RemoteError(msgspec.Struct, frozen=True):
         """The exception's arguments, as ``str(exception)`` would show them."""
         arguments = self.exc_message
         if not is_list(arguments):
-            return str(arguments)
+            return "" if arguments is None else str(arguments)
         return str(arguments[0]) if len(arguments) == 1 else str(tuple(arguments)) if arguments else ""
 
 
@@ -108,7 +108,8 @@ class Documents:
 
     def __init__(self, options: StoreOptions) -> None:
         self._options = options
-        self._serializer = Serializer({*options.accept, options.serializer}, options.limits)
+        # Results are not signed: whoever can write to the store needs no message to make a result.
+        self._serializer = Serializer({*options.accept, options.serializer} - {"auth"}, options.limits)
         self._content_type = CONTENT_TYPES.get(options.serializer, options.serializer)
         self._plain_json = options.serializer == "json" and options.compression is None
 
@@ -123,7 +124,7 @@ class Documents:
         data = b""
         if self._plain_json and type(value) in _SCALARS and not result.extra:
             plain = _Plain(result.state, value, result.traceback, result.children, result.date_done, result.task_id)
-            with suppress(UnicodeEncodeError):  # lone surrogates
+            with suppress(TypeError, ValueError, OverflowError):  # lone surrogates, huge numbers
                 data = _encode_plain(plain)
         data = data or self._encode_extended(result)
         self._serializer.check_size(len(data), f"the result of task {result.task_id}")
@@ -187,7 +188,8 @@ def _remote_error(value: Any) -> Any:
             exc_module=value.get("exc_module"),
         )
     if isinstance(value, BaseException):  # a pickled result, from an app that accepts pickle
-        return RemoteError(type(value).__qualname__, [str(arg) for arg in value.args], type(value).__module__)
+        arguments = [arg if type(arg) in (str, int, float, bool) else str(arg) for arg in value.args]
+        return RemoteError(type(value).__qualname__, arguments, type(value).__module__)
     return None if value is None else RemoteError("Exception", value)
 
 

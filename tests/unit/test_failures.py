@@ -99,9 +99,10 @@ def test_a_class_inside_another_is_named_with_it() -> None:
     [
         ((), []),
         (("a", 1, None, True, 1.5), ["a", 1, None, True, 1.5]),
-        ((["a"],), ["['a']"]),
+        ((["a"], {"k": 1}), [["a"], {"k": 1}]),
+        (({"a"},), ["{'a'}"]),
         ((ValueError("in"),), ["ValueError('in')"]),
-        ((b"x",), ["b'x'"]),
+        ((b"x",), [b"x"]),
         ((Outer,), [repr(Outer)]),
     ],
     ids=str,

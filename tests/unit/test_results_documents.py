@@ -97,7 +97,7 @@ def test_a_stored_document_is_read_as_it_was_meant(stored: Stored) -> None:
     else:
         assert isinstance(result.value, RemoteError)
         if isinstance(value, Exception):
-            assert result.value == RemoteError("MyError", ["boom", "7"], "proj.tasks")
+            assert result.value == RemoteError("MyError", ["boom", 7], "proj.tasks")
         else:
             told = result.value
             assert {"exc_type": told.exc_type, "exc_message": told.exc_message, "exc_module": told.exc_module} == value

@@ -4,6 +4,7 @@ The order of keys is free; ours is the one kombu writes. Priority is written as 
 0 is served first, so aqueue's 9 (most urgent) travels as 0.
 """
 
+import json
 from binascii import b2a_base64
 from typing import Any
 
@@ -69,8 +70,7 @@ def _parse(raw: bytes, limits: Limits) -> _Envelope:
 
 
 def _message(envelope: _Envelope, queue: str, size: int, limits: Limits) -> Message:
-    # A body of plain text takes more room in the envelope than it has characters, so what is near is measured.
-    if size - len(envelope.body) > limits.headers and _beside_the_body(envelope) > limits.headers:
+    if size - len(envelope.body) > limits.headers and _beside_the_body(envelope, size) > limits.headers:
         raise BadMessage("headers_too_large", f"headers and properties are over {limits.headers:,} bytes")
     headers = envelope.headers or {}
     properties = envelope.properties or {}
@@ -96,9 +96,10 @@ def _message(envelope: _Envelope, queue: str, size: int, limits: Limits) -> Mess
     )
 
 
-def _beside_the_body(envelope: _Envelope) -> int:
-    """Bytes of everything but the body."""
-    return len(dumps_headers({name: getattr(envelope, name) for name in _Envelope.__struct_fields__ if name != "body"}))
+def _beside_the_body(envelope: _Envelope, size: int) -> int:
+    """Bytes of everything but the body, which may hold escapes, as kombu writes them, or UTF-8."""
+    rest = {name: getattr(envelope, name) for name in _Envelope.__struct_fields__ if name != "body"}
+    return max(size - len(json.dumps(envelope.body)) + len('""'), len(dumps_headers(rest)))
 
 
 def _body(body: str, encoding: Any) -> bytes:
