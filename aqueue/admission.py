@@ -51,7 +51,7 @@ def admit(
 
 def _unknown(request: Request, settings: Settings, now: float) -> Outcome:
     """Another worker may know the task, or this one may after the next deploy: wait, then give up."""
-    since = request.message.headers.get(UNKNOWN_SINCE)
+    since: Any = request.message.headers.get(UNKNOWN_SINCE)
     since = since if is_finite_number(since) and 0 <= since <= now else now
     waited = now - since
     if waited >= settings.unknown_grace:
@@ -63,7 +63,5 @@ def _unknown(request: Request, settings: Settings, now: float) -> Outcome:
 
 def task_id_of(message: Message | Unreadable) -> str | None:
     """The id that a message which can't be read claims to have, if it is fit to store a result under."""
-    if isinstance(message, Unreadable):
-        return None
-    found = message.headers.get("id")
+    found = message.task_id if isinstance(message, Unreadable) else message.headers.get("id")
     return found if isinstance(found, str) and 0 < len(found) <= MAX_ID_LENGTH and found.isprintable() else None

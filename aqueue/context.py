@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, Final, NoReturn, Protocol
@@ -127,7 +128,15 @@ class Context:
     def update_state_sync(self, state: str, meta: Any = None) -> None:
         """`update_state` for thread tasks."""
         if self._reporter is not None and self.loop is not None:
+            if _running_loop() is self.loop:
+                raise RuntimeError("this would block the worker's loop; await Context.update_state(...) instead")
             asyncio.run_coroutine_threadsafe(self.update_state(state, meta), self.loop).result()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    with suppress(RuntimeError):
+        return asyncio.get_running_loop()
+    return None
 
 
 _current: ContextVar[Context | None] = ContextVar("aqueue_context", default=None)
@@ -197,5 +206,5 @@ class BoundTask:
         raise RetryTask(_CELERY_RETRY_DELAY if countdown is None else countdown, exc, attempts)
 
     def update_state(self, state: str, meta: Any = None) -> None:
-        """Store a state of the task's own; blocks, so in a coroutine use ``Context.update_state``."""
+        """Store a state of the task's own. Raises RuntimeError in a coroutine, which has `Context.update_state`."""
         self._context.update_state_sync(state, meta)

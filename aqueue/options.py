@@ -8,6 +8,7 @@ from aqueue.errors import InvalidArguments
 from aqueue.protocol import KNOWN_HEADERS, MAX_ID_LENGTH, MAX_PRIORITY
 from aqueue.saferepr import printable
 from aqueue.serialization import dumps_headers, is_finite_number
+from aqueue.shapes import is_mapping
 
 
 class Options(TypedDict, total=False):
@@ -81,9 +82,10 @@ def merged(*layers: Options) -> Options:
     """Options of which the later win over the earlier."""
     found: Options = {}
     for layer in layers:
-        for one, other in (("countdown", "eta"), ("eta", "countdown")):
-            if one in layer:
-                found.pop(other, None)
+        if "countdown" in layer:
+            found.pop("eta", None)
+        elif "eta" in layer:
+            found.pop("countdown", None)
         found.update(layer)
     return found
 
@@ -93,7 +95,7 @@ MAX_SECONDS: Final = 100 * 366 * 86400
 
 
 def _check_headers(headers: object) -> None:
-    if not isinstance(headers, Mapping) or not all(isinstance(name, str) for name in headers):
+    if not is_mapping(headers) or not all(isinstance(name, str) for name in headers):
         raise InvalidArguments(f"headers is a mapping from names to values; got {headers!r:.80}")
     taken = KNOWN_HEADERS.intersection(headers)
     if taken:

@@ -80,11 +80,13 @@ class Message(msgspec.Struct, kw_only=True):
 
 
 class Unreadable(msgspec.Struct, frozen=True):
-    """Bytes found on a queue that are no message at all."""
+    """Bytes found on a queue that are no message at all, or one of which too little can be read."""
 
     queue: str
     raw: bytes
     error: BadMessage
+    #: Whose result says so.
+    task_id: str | None = None
 
 
 class Embed(msgspec.Struct, kw_only=True, frozen=True):

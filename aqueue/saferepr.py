@@ -8,8 +8,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from aqueue.shapes import is_object
-
 LIMIT = 1024
 LEVELS = 3
 
@@ -38,7 +36,7 @@ def saferepr(value: Any, limit: int = LIMIT, levels: int = LEVELS) -> str:
     return "".join(writer.out)
 
 
-def _is_short(value: tuple[Any, ...] | dict[str, Any]) -> bool:
+def _is_short(value: Any) -> bool:
     """Most calls: a few numbers, or nothing."""
     if type(value) is tuple:
         return len(value) < 16 and _SHORT.issuperset(map(type, value))
@@ -75,19 +73,20 @@ class _Writer:
         self._text(brackets[0])
         if self.full:
             return
+        kind: object = type(value)
         number = 0
         for number, item in enumerate(value):
             if self.full:
                 break
             if number:
                 self._text(", ")
-            if is_object(value):
+            if kind is dict:
                 self._scalar(item)
                 self._text(": ")
                 self.value(value[item], levels)
             else:
                 self.value(item, levels)
-        lone = type(value) is tuple and number == 0
+        lone = kind is tuple and number == 0
         self.out.append("," + brackets[1] if lone else brackets[1])
 
     def _scalar(self, value: Any) -> None:

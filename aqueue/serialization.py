@@ -357,7 +357,7 @@ def _check_yaml(text: str, limits: Limits) -> None:
     yaml = _yaml()
     depth = total = 0
     #: How much each finished anchor stands for, and where those that are still open began.
-    sizes: dict[str, int] = {}
+    sizes: dict[str | None, int] = {}
     began: list[tuple[str | None, int]] = []
     for event in yaml.parse(text, _yaml_loader(yaml)):
         match event:
@@ -390,11 +390,11 @@ def _load_yaml(data: bytes, content_encoding: str | None, limits: Limits) -> Any
     yaml = _yaml()
     try:
         _check_yaml(text, limits)
-        return yaml.load(text, _yaml_loader(yaml))  # noqa: S506 - a safe one
+        return yaml.load(text, _yaml_loader(yaml))
     except BadMessage:
         raise
     except Exception as error:  # the driver's own constructors raise anything on bad scalars
-        raise BadMessage("undecodable", f"not readable as yaml: {error or type(error).__name__}") from error
+        raise BadMessage("undecodable", f"not readable as yaml: {str(error) or type(error).__name__}") from error
 
 
 def _load_pickle(data: bytes, content_encoding: str | None, limits: Limits) -> Any:

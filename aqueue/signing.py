@@ -139,8 +139,8 @@ def _signer_id(certificate: x509.Certificate) -> str:
 
 def _files(store: str | Path) -> Iterable[Path]:
     folder = Path(store)
-    found = folder.iterdir() if folder.is_dir() else folder.parent.glob(folder.name)
-    found = sorted(path for path in found if not path.name.startswith("."))  # Kubernetes has some beside its files
+    listed = folder.iterdir() if folder.is_dir() else folder.parent.glob(folder.name)
+    found = sorted(path for path in listed if not path.name.startswith("."))  # Kubernetes has some beside its files
     if not found:
         raise ConfigurationError(f"no certificates at {store}; name a folder or a glob of PEM files")
     return found

@@ -7,14 +7,84 @@ import argparse
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 from benchmarks import figures
 from benchmarks.report import Report
-from benchmarks.setting import PEERS, Server
+from benchmarks.setting import PEERS, Peer, Server
 
 SENDS = {"aqueue": 20_000, "celery": 2_000, "taskiq": 3_000, "arq": 3_000, "saq": 3_000, "dramatiq": 3_000}
-PARTS = ("throughput", "latency", "sends", "threads", "sqlite", "asleep", "idle", "import", "depth")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the benchmarks."""
+
+    server: Server
+    peers: Sequence[Peer]
+    rounds: int
+    report: Report
+
+    @property
+    def aqueue(self) -> Peer:
+        return next(peer for peer in PEERS if peer.name == "aqueue")
+
+    def throughput(self) -> None:
+        runs: dict[str, Callable[[], float]] = {
+            peer.name: partial(figures.throughput, self.server, peer) for peer in self.peers
+        }
+        runs["floor"] = partial(figures.floor, self.server)
+        self.report.throughput = in_turn("tasks/s", self.rounds, runs)
+
+    def latency(self) -> None:
+        for _ in range(self.rounds):
+            for peer in self.peers:
+                found = figures.latency(self.server, peer)
+                say(f"round trip {peer.name}: p50 {found['p50']:.2f} ms, p99 {found['p99']:.2f} ms")
+                self.report.latencies[peer.name].append((found["p50"], found["p99"]))
+
+    def sends(self) -> None:
+        runs = {peer.name: partial(figures.sends, self.server, peer, SENDS[peer.name]) for peer in self.peers}
+        self.report.sends = in_turn("sends/s", self.rounds, runs)
+
+    def threads(self) -> None:
+        runs = {
+            peer.name: partial(figures.throughput, self.server, peer, task="thread_nop", threads=True)
+            for peer in self.peers
+            if peer.thread_worker
+        }
+        self.report.threads = in_turn("tasks/s in threads", self.rounds, runs)
+
+    def sqlite(self) -> None:
+        runs = {"aqueue on SQLite": partial(figures.sqlite_throughput, self.server, self.aqueue)}
+        (self.report.single["sqlite"],) = in_turn("tasks/s", self.rounds, runs).values()
+
+    def asleep(self) -> None:
+        self.report.single |= figures.asleep(self.server, self.aqueue)
+
+    def idle(self) -> None:
+        self.report.single |= figures.idle(self.server, self.aqueue)
+
+    def start(self) -> None:
+        self.report.single["import"] = figures.import_time()
+
+    def depth(self) -> None:
+        self.report.single["depth"] = figures.depth(self.server)
+
+
+PARTS: dict[str, Callable[[Run], None]] = {
+    "throughput": Run.throughput,
+    "latency": Run.latency,
+    "sends": Run.sends,
+    "threads": Run.threads,
+    "sqlite": Run.sqlite,
+    "asleep": Run.asleep,
+    "idle": Run.idle,
+    "import": Run.start,
+    "depth": Run.depth,
+}
 
 
 def main() -> None:
@@ -29,41 +99,10 @@ def main() -> None:
         peer.prepare()
     server = Server()
     report = Report(server.version, {peer.name: peer.version() for peer in peers})
-    aqueue = next(peer for peer in PEERS if peer.name == "aqueue")
-    wanted = set(given.only.split(","))
+    run = Run(server, peers, given.rounds, report)
     try:
-        if "throughput" in wanted:
-            runs: dict[str, Callable[[], float]] = {
-                peer.name: (lambda peer=peer: figures.throughput(server, peer)) for peer in peers
-            }
-            report.throughput = in_turn("tasks/s", given.rounds, {**runs, "floor": lambda: figures.floor(server)})
-        if "latency" in wanted:
-            for _ in range(given.rounds):
-                for peer in peers:
-                    found = figures.latency(server, peer)
-                    say(f"round trip {peer.name}: p50 {found['p50']:.2f} ms, p99 {found['p99']:.2f} ms")
-                    report.latencies[peer.name].append((found["p50"], found["p99"]))
-        if "sends" in wanted:
-            sending = {peer.name: (lambda peer=peer: figures.sends(server, peer, SENDS[peer.name])) for peer in peers}
-            report.sends = in_turn("sends/s", given.rounds, sending)
-        if "threads" in wanted:
-            threading = {
-                peer.name: (lambda peer=peer: figures.throughput(server, peer, task="thread_nop", threads=True))
-                for peer in peers
-                if peer.thread_worker
-            }
-            report.threads = in_turn("tasks/s in threads", given.rounds, threading)
-        if "sqlite" in wanted:
-            found_rates = [figures.sqlite_throughput(server, aqueue) for _ in range(given.rounds)]
-            report.single["sqlite"] = statistics.median(found_rates)
-        if "asleep" in wanted:
-            report.single |= figures.asleep(server, aqueue)
-        if "idle" in wanted:
-            report.single |= figures.idle(server, aqueue)
-        if "import" in wanted:
-            report.single["import"] = figures.import_time()
-        if "depth" in wanted:
-            report.single["depth"] = figures.depth(server)
+        for part in given.only.split(","):
+            PARTS[part](run)
     finally:
         server.stop()
     print(report.text())
@@ -71,7 +110,7 @@ def main() -> None:
         report.write()
 
 
-def in_turn(what: str, rounds: int, runs: dict[str, Callable[[], float]]) -> dict[str, float]:
+def in_turn(what: str, rounds: int, runs: Mapping[str, Callable[[], float]]) -> dict[str, float]:
     """Medians of several rounds, in each of which everybody has a turn."""
     found: defaultdict[str, list[float]] = defaultdict(list)
     for _ in range(rounds):

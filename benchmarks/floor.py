@@ -12,6 +12,7 @@ import base64
 import json
 import sys
 import time
+from typing import Any
 from uuid import uuid4
 
 import msgspec
@@ -51,15 +52,17 @@ async def nop() -> None:
     return None
 
 
-async def run_one(call: list, receipt: bytes, task_id: str, done: list) -> None:
+async def run_one(call: list[Any], receipt: bytes, task_id: str, done: list[Any]) -> None:
     loop = asyncio.get_running_loop()
-    timer = loop.call_later(3600, asyncio.current_task().cancel)
+    running = asyncio.current_task()
+    assert running is not None
+    timer = loop.call_later(3600, running.cancel)
     try:
         args, kwargs, _ = call
-        value = await nop(*args, **kwargs)
+        await nop(*args, **kwargs)
     finally:
         timer.cancel()
-    document = encode({"status": "SUCCESS", "result": value, "traceback": None, "children": [],
+    document = encode({"status": "SUCCESS", "result": None, "traceback": None, "children": [],
                        "date_done": "2026-01-01T00:00:00+00:00", "task_id": task_id})  # fmt: skip
     done.extend((receipt, "ack", "", f"celery-task-meta-{task_id}", document, 86_400_000, 0))
 
@@ -74,11 +77,12 @@ async def main(url: str, count: int) -> None:
     claim, settle = client.register_script(CLAIM.source), client.register_script(SETTLE.source)
     keys = [f"aqueue:{name}" for name in ("seq", "leases", "leased", "lost")]
     settle_keys = [f"aqueue:{name}" for name in SETTLE_KEYS]
-    finished, settling = 0, None
+    finished = 0
+    settling: asyncio.Task[Any] | None = None
     start = time.perf_counter()
     while finished < count:
         reply = await claim(keys=[*keys, "floor"], args=[BATCH, 30_000, "floor"])
-        done: list = []
+        done: list[Any] = []
         tasks = []
         for i in range(2, len(reply), 3):
             message = decode(reply[i + 2])
@@ -89,7 +93,8 @@ async def main(url: str, count: int) -> None:
         if settling is not None:
             await settling
         settling = asyncio.create_task(settle(keys=settle_keys, args=[len(tasks), *done]))
-    await settling
+    if settling is not None:
+        await settling
     print(f"{count / (time.perf_counter() - start):.0f}")
     await client.aclose()
 

@@ -58,8 +58,8 @@ class Report:
     def _head(self) -> str:
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         return (
-            "# Benchmarks\n\nWritten by `make bench`: all in one run, in turn, on one local Redis; medians. Machines differ "
-            "and are noisy: the ratios say more than the figures.\n\n![chart](chart.svg)\n\n"
+            "# Benchmarks\n\nWritten by `make bench`: all in one run, in turn, on one local Redis; medians. Machines "
+            "differ and are noisy: the ratios say more than the figures.\n\n![chart](chart.svg)\n\n"
             f"{date.today():%Y-%m-%d}, {os.cpu_count()} cores ({_processor()}), Python {platform.python_version()}, "  # noqa: DTZ011
             f"Redis {self.redis}, {versions}. "
             "`floor` does the same Redis work as aqueue (fenced claim and settle, results, one asyncio task and one "
@@ -110,7 +110,8 @@ class Report:
             )
         height = 50 + 30 * len(rates)
         return (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 {height}" font-family="sans-serif" font-size="13">'
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 {height}" '
+            'font-family="sans-serif" font-size="13">'
             f'<rect width="640" height="{height}" fill="#ffffff"/>'
             '<text x="100" y="24" font-weight="bold">tasks a second, one worker on Redis, results stored</text>'
             + "".join(bars)

@@ -179,7 +179,7 @@ def _parts(url: Url) -> list[SplitResult]:
             part = urlsplit(one)
             readable = part.port is None or bool(part.hostname)
         except ValueError:
-            readable = False
+            raise ValueError(UNREADABLE) from None
         # An @ behind the host means that the password has a / or # or ?, and what was read is a piece of it.
         if not readable or (part.netloc and "@" in part.path + part.query + part.fragment):
             raise ValueError(UNREADABLE)

@@ -12,7 +12,7 @@ from aqueue import AQueue, Context, Ignore, InvalidArguments, Reject, Retry, Set
 from aqueue.admission import understand
 from aqueue.broker import Ack, Bury, Delivery, Release
 from aqueue.errors import BadMessage, ConfigurationError, ControlFlow, EncodeError, MessageTooLarge, RetryTask
-from aqueue.failures import NotRegistered, Rejected, TimeLimitExceeded
+from aqueue.failures import MaxRetriesExceeded, NotRegistered, Rejected, TimeLimitExceeded
 from aqueue.outcome import Again, Dead, Done, Failed, GiveBack, Outcome, PutOff, Revoked, Skipped
 from aqueue.protocol import Message, Record, Request, Unreadable
 from aqueue.results import Documents, RemoteError, Result, StoreOptions
@@ -20,7 +20,7 @@ from aqueue.results.memory import MemoryResults
 from aqueue.serialization import Limits, Serializer
 from aqueue.task import Task
 from aqueue.url import Url
-from aqueue.verdicts import Clock, MaxRetriesExceeded, Verdicts, outcome_of
+from aqueue.verdicts import Clock, Verdicts, outcome_of
 from tests.unit.elements import element, message_of, quickly, read
 from tests.unit.vectors import instant, load
 

@@ -5,6 +5,7 @@ The order of keys is free; ours is the one kombu writes. Priority is written as 
 """
 
 import json
+import re
 from binascii import b2a_base64
 from typing import Any
 
@@ -54,7 +55,17 @@ def unpack(raw: bytes, queue: str, limits: Limits) -> Message | Unreadable:
             raise BadMessage("too_large", f"{len(raw):,} bytes, the limit for a body is {limits.message:,}")
         return _message(_parse(raw, limits), queue, len(raw), limits)
     except BadMessage as error:
-        return Unreadable(queue, raw, error)
+        return Unreadable(queue, raw, error, _task_id(raw, limits))
+
+
+#: A property that kombu writes behind body and headers; for a task message it is the task's id.
+_CORRELATION_ID = re.compile(rb'"correlation_id": ?"([^"\\]{1,255})"')
+
+
+def _task_id(raw: bytes, limits: Limits) -> str | None:
+    """Whose message it is, found without reading it all: somebody may wait for that task."""
+    found = _CORRELATION_ID.findall(raw, max(0, len(raw) - limits.headers))
+    return found[-1].decode(errors="replace") if found else None
 
 
 def _parse(raw: bytes, limits: Limits) -> _Envelope:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from aqueue.broker import DeadLetter, QueueDepth, Recovered
 from aqueue.broker.redis.envelope import unpack
-from aqueue.broker.redis.keys import STEPS, Keys
+from aqueue.broker.redis.keys import STEPS, Keys, binding_parts, matching_queues
 from aqueue.broker.redis.scripts import RECOVER, RECOVER_UNACKED, RETRY_DEAD
 from aqueue.drivers.redis_link import RedisLink, raising
 from aqueue.errors import BrokerUnavailable
@@ -148,11 +148,12 @@ class RedisInspection:
     async def _give_back_unacked(self, older_than: float) -> tuple[int, int]:
         """kombu's entry is ``[envelope, exchange, routing key]``, its score the fetching worker's clock."""
         hash_name, index = f"{self._keys.prefix}unacked", f"{self._keys.prefix}unacked_index"
-        seconds, _ = await self._link.call("TIME")
+        seconds, microseconds = await self._link.call("TIME")
+        latest = int(seconds) + int(microseconds) / 1e6 - older_than
         given = left = 0
-        for tag in await self._link.call("ZRANGEBYSCORE", index, "-inf", int(seconds) - older_than):
+        for tag in await self._link.call("ZRANGEBYSCORE", index, "-inf", latest):
             entry = await self._link.call("HGET", hash_name, tag)
-            target = self._target(entry)
+            target = await self._target(entry)
             if target is None:
                 left += 1
             else:
@@ -160,17 +161,20 @@ class RedisInspection:
                 given += await self._link.run(RECOVER_UNACKED, (hash_name, index, name), (tag, entry, envelope))
         return given, left
 
-    def _target(self, entry: bytes | None) -> tuple[str, bytes] | None:
-        """The list to give an entry back to and the envelope, marked as redelivered."""
+    async def _target(self, entry: bytes | None) -> tuple[str, bytes] | None:
+        """The list to give an entry back to and the envelope, marked as redelivered; None when nothing says which."""
         try:
             envelope, exchange, routing_key = json.loads(entry or b"")
             queue = routing_key or exchange
+            if exchange and exchange != routing_key:
+                bindings = await self._link.call("SMEMBERS", self._keys.binding(exchange))
+                queue = matching_queues(bindings, routing_key)[0]
             priority = int(envelope["properties"].get("priority") or 0)
             envelope["headers"]["redelivered"] = True
             envelope["properties"].setdefault("delivery_info", {})["redelivered"] = True
             step = max(step for step in STEPS if step <= max(0, priority))
             return self._keys.step_list(queue, step), json.dumps(envelope).encode()
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, LookupError, AttributeError):
             return None
 
     # --- looking ---
@@ -178,18 +182,31 @@ class RedisInspection:
     async def _names(self) -> set[str]:
         """Queues with bindings or with messages; control and event queues are none."""
         names: set[str] = set()
-        pattern = self._keys.binding("*")
+        async for key in self._keys_like(self._keys.binding("*"), "set"):
+            exchange = key.removeprefix(self._keys.binding(""))
+            if not exchange.endswith(("celery.pidbox", "celeryev")):
+                members = await self._link.call("SMEMBERS", key)
+                names.update(queue for _, _, queue in map(binding_parts, members))
+        async for key in self._keys_like(f"{self._keys.prefix}*", "list"):
+            queue = self._keys.queue_of(key)
+            if queue not in names and not queue.endswith("celery.pidbox") and await self._holds_messages(key):
+                names.add(queue)
+        return names
+
+    async def _holds_messages(self, name: str) -> bool:
+        """Other programs may keep lists in the same database."""
+        raw = await self._link.call("LINDEX", name, -1)
+        return raw is not None and isinstance(unpack(raw, name, self._limits), Message)
+
+    async def _keys_like(self, pattern: str, kind: str) -> AsyncIterator[str]:
         cursor = 0
         while True:
-            cursor, found = await self._link.call("SCAN", cursor, "MATCH", pattern, "COUNT", _PAGE)
+            cursor, found = await self._link.call("SCAN", cursor, "MATCH", pattern, "COUNT", _PAGE, "TYPE", kind)
             for key in found:
-                exchange = key.decode().removeprefix(self._keys.binding(""))
-                if not exchange.endswith(("celery.pidbox", "celeryev")):
-                    members = await self._link.call("SMEMBERS", key)
-                    names.update(member.decode().split("\x06\x16")[2] for member in members)
+                yield key.decode(errors="replace")
             cursor = int(cursor)
             if not cursor:
-                return names
+                return
 
     async def _ready(self, queue: str) -> int:
         return sum([await self._link.call("LLEN", name) for name in self._keys.lists([queue])])

@@ -52,9 +52,14 @@ class Keys:
 
 def matching_queues(members: Iterable[bytes], routing_key: str) -> list[str]:
     """The queues of an exchange's binding set that a routing key leads to, direct or topic."""
-    found: list[str] = []
-    for member in members:
-        key, pattern, queue = member.decode().split(SEP)
+    found: set[str] = set()
+    for key, pattern, queue in map(binding_parts, members):
         if key == routing_key or (pattern and re.match(pattern, routing_key)):
-            found.append(queue)
-    return sorted(set(found))
+            found.add(queue)
+    return sorted(found)
+
+
+def binding_parts(member: bytes) -> tuple[str, str, str]:
+    """Routing key, pattern and queue of one binding."""
+    key, pattern, queue = member.decode().split(SEP)
+    return key, pattern, queue
