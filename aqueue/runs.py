@@ -78,7 +78,10 @@ class Runs:
         self.leases = LeaseKeeper(broker, self._lost)
         #: By receipt, from the start of a run until its verdict is posted.
         self.active: dict[str, Run] = {}
-        #: Set when a slot has become free.
+        #: Receipts of messages on their way back for want of a slot. What is claimed before they are there again
+        #: overtakes them.
+        self.returning: set[str] = set()
+        #: Set when a slot has become free, or a verdict is settled.
         self.room = asyncio.Event()
         #: Fails when something in here is broken.
         self.broken: asyncio.Future[None] = self._loop.create_future()
@@ -104,6 +107,7 @@ class Runs:
             if self._slots.take(task.definition.kind):
                 self._start(delivery, request, task)
             else:
+                self.returning.add(delivery.receipt)
                 self.settler.post(delivery, self._verdicts.of(delivery, request, task, GiveBack(), now))
         for queue, kinds in met.items():
             self._slots.meet(queue, frozenset(kinds))
@@ -209,6 +213,7 @@ class Runs:
     def _settled(self, settlements: Sequence[Settlement]) -> None:
         for delivery, _ in settlements:
             self.leases.drop(delivery)
+            self.returning.discard(delivery.receipt)
         self.room.set()
 
     def _lost(self, deliveries: Sequence[Delivery]) -> None:

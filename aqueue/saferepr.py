@@ -6,7 +6,7 @@ whatever a value's own ``repr`` does.
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 LIMIT = 1024
 LEVELS = 3
@@ -39,7 +39,7 @@ def saferepr(value: Any, limit: int = LIMIT, levels: int = LEVELS) -> str:
 def _is_short(value: Any) -> bool:
     """Most calls: a few numbers, or nothing."""
     if type(value) is tuple:
-        return len(value) < 16 and _SHORT.issuperset(map(type, value))
+        return len(value) < 16 and _SHORT.issuperset(map(type, value))  # pyright: ignore[reportUnknownArgumentType]
     return type(value) is dict and not value
 
 
@@ -70,10 +70,9 @@ class _Writer:
             self._container(value, brackets, levels - 1)
 
     def _container(self, value: Any, brackets: tuple[str, str], levels: int) -> None:
-        self._text(brackets[0])
-        if self.full:
+        if not self._text(brackets[0]):
             return
-        kind: object = type(value)
+        kind = cast(object, type(value))
         number = 0
         for number, item in enumerate(value):
             if self.full:
@@ -100,15 +99,17 @@ class _Writer:
             return
         self._text(text)
 
-    def _text(self, text: str) -> None:
+    def _text(self, text: str) -> bool:
+        """Write if there is room; False when nothing more will be written."""
         if self.full:
-            return
+            return False
         if len(text) > self.room:
             self.out.append("..." if not self.out or self.out[-1] in _BEFORE_VALUES else ", ...")
             self.full = True
-            return
+            return False
         self.out.append(text)
         self.room -= len(text)
+        return True
 
 
 def _guarded(show: Callable[[Any], str], value: Any) -> str:

@@ -156,7 +156,7 @@ class Intake:
         while True:
             queues, limit = self._slots.demand(self._queues)
             self._runs.room.clear()
-            if not queues or self._runs.settler.backlog > self._slots.total:
+            if not queues or self._runs.returning or self._runs.settler.backlog > self._slots.total:
                 await self._runs.room.wait()
             elif len(queues) == len(self._queues):
                 self._runs.accept(await self._fetch(queues, limit))

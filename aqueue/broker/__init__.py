@@ -12,12 +12,14 @@ The promises, tested by one suite that every broker runs (``tests/conformance/``
 5. Settling what is no longer ours does nothing, and is reported.
 """
 
-from collections.abc import Callable, Collection, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib import import_module
 from types import TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, Protocol, Self, TypeVar
 
 import msgspec
 
@@ -25,6 +27,8 @@ from aqueue.errors import ConfigurationError
 from aqueue.protocol import Message, Record, Unreadable
 from aqueue.serialization import Limits
 from aqueue.url import Url
+
+T = TypeVar("T")
 
 
 class Delivery(msgspec.Struct, frozen=True):
@@ -75,6 +79,18 @@ def settling_order(verdicts: Sequence[tuple[Delivery, Verdict]]) -> list[tuple[D
     """The order to carry verdicts out: what is released goes to the front one by one, so the last goes first."""
     released = [pair for pair in reversed(verdicts) if isinstance(pair[1], Release)]
     return released + [pair for pair in verdicts if not isinstance(pair[1], Release)]
+
+
+async def or_hand_back(claim: Coroutine[Any, Any, T], hand_back: Callable[[T], Awaitable[object]]) -> T:
+    """What was claimed. Cancelled meanwhile, it is handed back before this ends, so that nothing overtakes it."""
+    claiming = asyncio.create_task(claim)
+    try:
+        return await asyncio.shield(claiming)
+    except asyncio.CancelledError:
+        if not claiming.cancelled():
+            with suppress(Exception):  # the leases of what can't be handed back will end
+                await hand_back(await claiming)
+        raise
 
 
 def in_turn(queues: Sequence[str], turn: int) -> Sequence[str]:

@@ -17,7 +17,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-from aqueue.broker import Ack, BrokerFactory, BrokerOptions, Bury, Delivery, Release, Verdict, in_turn, settling_order
+from aqueue.broker import (
+    Ack,
+    BrokerFactory,
+    BrokerOptions,
+    Bury,
+    Delivery,
+    Release,
+    Verdict,
+    in_turn,
+    or_hand_back,
+    settling_order,
+)
 from aqueue.broker.sqlite_inspection import SqliteInspection, message_of
 from aqueue.drivers.sqlite_file import SqliteFile, drop_ended, path_of, put_if_absent, put_records
 from aqueue.errors import AQueueError, BrokerUnavailable, EnqueueFailed
@@ -112,9 +123,8 @@ class SqliteBroker:
         while True:
             self._changed.clear()
             with _raising(BrokerUnavailable):
-                found, pause = await self._file.run(
-                    lambda connection: self._claim(connection, turned, min(limit, _BATCH)), abandoned=self._hand_back
-                )
+                claim = self._file.run(lambda connection: self._claim(connection, turned, min(limit, _BATCH)))
+                found, pause = await or_hand_back(claim, self._hand_back)
             left = deadline - loop.time()
             if found or left <= 0:
                 return found
@@ -147,11 +157,10 @@ class SqliteBroker:
         claimed = {row[0]: Delivery(message_of(row[3:]), f"{row[0]}:{row[1]}", row[2] + 1) for row in rows}
         return [claimed[id] for id in ids], 0.0
 
-    def _hand_back(self, claimed: tuple[list[Delivery], float]) -> None:
+    async def _hand_back(self, claimed: tuple[list[Delivery], float]) -> None:
         """Release what was claimed for a caller that is gone."""
-        receipts = [(delivery, Release()) for delivery in reversed(claimed[0])]
-        if receipts:
-            self._file.start(lambda connection: self._settle(connection, receipts), bell=self._file.messages_bell)
+        if claimed[0]:
+            await self.settle([(delivery, Release()) for delivery in claimed[0]])
 
     def extend(self, deliveries: Collection[Delivery]) -> Sequence[Delivery]:
         try:

@@ -78,14 +78,12 @@ class _Parser(LoopParser):  # type: ignore[misc]
 class _Pending:
     """A command without its reply. ``sent`` once it was handed to the socket."""
 
-    __slots__ = ("abandoned", "packed", "reply", "sent")
+    __slots__ = ("packed", "reply", "sent")
 
-    def __init__(self, packed: bytes, reply: asyncio.Future[Any], abandoned: Callable[[Any], None] | None) -> None:
+    def __init__(self, packed: bytes, reply: asyncio.Future[Any]) -> None:
         self.packed = packed
         self.reply = reply
         self.sent = False
-        #: Told the reply when nobody waits for it any more.
-        self.abandoned = abandoned
 
 
 class RedisLink:
@@ -128,20 +126,17 @@ class RedisLink:
         except TimeoutError:
             self._timed_out("CONNECT")
 
-    async def call(
-        self, *command: Value, timeout: float | None = None, abandoned: Callable[[Any], None] | None = None
-    ) -> Any:
+    async def call(self, *command: Value, timeout: float | None = None) -> Any:
         """Send a command and return its reply.
 
         Raises LinkLost when there is no link or no reply in time, redis' ResponseError for an error reply.
-        ``abandoned`` is told the reply if the caller was cancelled meanwhile.
         """
         packed = _pack(command)
         try:
             async with asyncio.timeout(self.timeout if timeout is None else timeout):
                 if self._connection is None:
                     await self._open()
-                return await self._reply(self._submit(packed, abandoned))
+                return await self._submit(packed)
         except TimeoutError:
             self._timed_out(command[0])
 
@@ -152,36 +147,25 @@ class RedisLink:
         args: Sequence[Value] = (),
         *,
         timeout: float | None = None,
-        abandoned: Callable[[Any], None] | None = None,
     ) -> Any:
         """Run a script; like `call`. Survives ``SCRIPT FLUSH`` and a restart of the server."""
         tail = (len(keys), *keys, *args)
         try:
-            return await self.call("EVALSHA", script.digest, *tail, timeout=timeout, abandoned=abandoned)
+            return await self.call("EVALSHA", script.digest, *tail, timeout=timeout)
         except NoScriptError:
-            return await self.call("EVAL", script.source, *tail, timeout=timeout, abandoned=abandoned)
+            return await self.call("EVAL", script.source, *tail, timeout=timeout)
 
     def send(self, *command: Value) -> asyncio.Future[Any]:
         """Send a command on a link that is up, without waiting; its reply is in the future."""
         if self._connection is None:
             raise LinkLost(f"not connected to {self.address.shown}", sent=False)
-        return self._submit(_pack(command), None).reply
+        return self._submit(_pack(command))
 
     async def close(self) -> None:
         """End the link. Commands still under way fail with LinkLost. Never raises, never hangs."""
         self._lose("the link was closed")
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=1.0)
-
-    @staticmethod
-    async def _reply(pending: _Pending) -> Any:
-        try:
-            return await pending.reply
-        except asyncio.CancelledError:
-            # Cancelled between the reply's arrival and our waking up: nobody else will see it.
-            if pending.abandoned is not None and not pending.reply.cancelled() and not pending.reply.exception():
-                pending.abandoned(pending.reply.result())
-            raise
 
     # --- opening ---
 
@@ -257,12 +241,12 @@ class RedisLink:
 
     # --- reading and writing ---
 
-    def _submit(self, packed: bytes, abandoned: Callable[[Any], None] | None) -> _Pending:
-        pending = _Pending(packed, asyncio.get_running_loop().create_future(), abandoned)
+    def _submit(self, packed: bytes) -> asyncio.Future[Any]:
+        pending = _Pending(packed, asyncio.get_running_loop().create_future())
         self._pending.append(pending)
         self._outgoing.append(pending)
         self._wake_writer.set()
-        return pending
+        return pending.reply
 
     async def _write(self, connection: LoopConnection) -> None:
         try:
@@ -304,9 +288,8 @@ class RedisLink:
             return
         pending = self._pending.popleft()
         if pending.reply.done():
-            if pending.abandoned is not None and not isinstance(reply, Exception):
-                pending.abandoned(reply)
-        elif isinstance(reply, ResponseError):
+            return  # nobody waits for it any more
+        if isinstance(reply, ResponseError):
             pending.reply.set_exception(reply)
             if isinstance(reply, ReadOnlyError):  # a demoted master: ask again who is in charge
                 self._lose(f"{self.address.shown} became read-only")

@@ -81,28 +81,20 @@ CREATE INDEX IF NOT EXISTS results_end ON results (ends) WHERE ends IS NOT NULL;
 class _Job:
     """A piece of work, and how it ended."""
 
-    __slots__ = ("abandoned", "answer", "bell", "error", "future", "work")
+    __slots__ = ("answer", "bell", "error", "future", "work")
 
-    def __init__(
-        self,
-        work: Work[Any],
-        future: "asyncio.Future[Any]",
-        bell: Doorbell | None,
-        abandoned: Callable[[Any], None] | None,
-    ) -> None:
+    def __init__(self, work: Work[Any], future: "asyncio.Future[Any]", bell: Doorbell | None) -> None:
         self.work = work
         self.bell = bell
         self.future = future
-        self.abandoned = abandoned
         self.answer: Any = None
         self.error: BaseException | None = None
 
     def resolve(self) -> None:
         """On the event loop: hand the answer over."""
         if self.future.done():
-            if self.abandoned is not None and self.error is None:
-                self.abandoned(self.answer)
-        elif self.error is not None:
+            return  # nobody waits for it any more
+        if self.error is not None:
             self.future.set_exception(self.error)
         else:
             self.future.set_result(self.answer)
@@ -124,36 +116,22 @@ class SqliteFile:
         self._thread: threading.Thread | None = None
         self._closed: asyncio.Future[None] | None = None
 
-    async def run(
-        self, work: Work[T], *, bell: Doorbell | None = None, abandoned: Callable[[T], None] | None = None
-    ) -> T:
+    async def run(self, work: Work[T], *, bell: Doorbell | None = None) -> T:
         """Do work in a transaction; returns after the commit, which rings ``bell``.
 
         Raises what the work raises (its own changes are undone), sqlite3.Error when the file can't be used.
-        ``abandoned`` is told the answer if the caller was cancelled meanwhile.
+        Cancelled, the work is done all the same.
         """
-        future = self.start(work, bell=bell, abandoned=abandoned)
-        try:
-            return await future
-        except asyncio.CancelledError:
-            # Cancelled between the answer's arrival and our waking up: nobody else will see it.
-            if abandoned is not None and not future.cancelled() and not future.exception():
-                abandoned(future.result())
-            raise
-
-    def start(
-        self, work: Work[T], *, bell: Doorbell | None = None, abandoned: Callable[[T], None] | None = None
-    ) -> "asyncio.Future[T]":
-        """Like `run`, without waiting."""
         loop = asyncio.get_running_loop()
         if self._thread is None:
             self._thread = threading.Thread(
                 target=self._serve, args=(loop,), name=f"aqueue-sqlite-{self.path.name}", daemon=True
             )
             self._thread.start()
-        job = _Job(work, loop.create_future(), bell, abandoned)
+        job = _Job(work, loop.create_future(), bell)
         self._jobs.put(job)
-        return job.future
+        answer: T = await job.future
+        return answer
 
     async def close(self) -> None:
         """Finish what was given to do, and close the file."""

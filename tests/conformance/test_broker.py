@@ -187,6 +187,19 @@ async def test_a_cancelled_fetch_loses_nothing_and_counts_nothing(make_broker: M
     assert {delivery.deliveries for delivery in found} == {1}
 
 
+async def test_what_a_cancelled_fetch_had_claimed_is_not_overtaken(make_broker: MakeBroker, queue: str) -> None:
+    broker = await make_broker(lease=30.0)
+    await broker.publish([message(queue, f"{number}") for number in range(3)])
+    for round in range(40):
+        claiming = asyncio.create_task(broker.fetch([queue], 1, 5))
+        await asyncio.sleep(0.00005 * round)
+        claiming.cancel()
+        await asyncio.wait([claiming])
+        first = await broker.fetch([queue], 1, 5) if claiming.cancelled() else claiming.result()
+        assert names(first) == ["0"], round
+        await broker.settle([(delivery, Release()) for delivery in first])
+
+
 # --- 3: a lease that ends -----------------------------------------------------------------------------
 
 

@@ -279,12 +279,12 @@ async def test_a_worker_that_knows_the_task_gets_what_another_put_off(
 
     async with old, new:
         result = await new.send_task("new.task")
-        await start_worker(old)
 
         async def put_off() -> bool:
             return any(row.parked for row in await old.producer().broker.inspection.queues())
 
-        await until(put_off, "the worker that doesn't know it has put it off")
+        async with running(old):
+            await until(put_off, "the worker that doesn't know it has put it off")
         await start_worker(new)
         assert await result.get(10) == "done"
 

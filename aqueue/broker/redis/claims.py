@@ -15,12 +15,12 @@ from typing import Any, Final
 
 from redis.exceptions import RedisError
 
-from aqueue.broker import BrokerOptions, Delivery, in_turn
+from aqueue.broker import BrokerOptions, Delivery, in_turn, or_hand_back
 from aqueue.broker.redis.envelope import unpack
 from aqueue.broker.redis.keys import Keys
 from aqueue.broker.redis.scripts import CLAIM, SETTLE, SETTLE_KEYS, TEND
 from aqueue.drivers.redis_address import RedisAddress
-from aqueue.drivers.redis_link import LinkLost, RedisLink, look_away
+from aqueue.drivers.redis_link import LinkLost, RedisLink
 
 logger = logging.getLogger("aqueue.broker")
 
@@ -102,7 +102,7 @@ class Claims:
         lists = self._keys.lists(in_turn(queues, self._turn))
         keys = [*self._keys.ours("seq", "leases", "leased", "lost"), *lists]
         args = (min(limit, _CLAIM_BATCH), round(self._options.lease * 1000), holder)
-        reply = await self._link.run(CLAIM, keys, args, abandoned=self._hand_back)
+        reply = await or_hand_back(self._link.run(CLAIM, keys, args), self._hand_back)
         self.clock.heard(reply[0])
         if reply[1]:
             logger.error("can't claim from %s", reply[1].decode(errors="replace"))
@@ -115,15 +115,14 @@ class Claims:
             found.append(Delivery(message, receipt, 1 + int(reply[i + 1])))
         return found
 
-    def _hand_back(self, reply: list[Any]) -> None:
+    async def _hand_back(self, reply: list[Any]) -> None:
         """Release what was claimed for a caller that is gone."""
         receipts: list[bytes] = reply[2::3]
         args: list[Any] = [len(receipts)]
         for receipt in reversed(receipts):
             args += (receipt, "release", 0, "", "", "", 0)
         if receipts:
-            keys = self._keys.ours(*SETTLE_KEYS)
-            self._link.send("EVAL", SETTLE.source, len(keys), *keys, *args).add_done_callback(look_away)
+            await self._link.run(SETTLE, self._keys.ours(*SETTLE_KEYS), args)
 
     # --- waiting ---
 
