@@ -1,6 +1,7 @@
 """Servers, and checks that no test leaves anything behind."""
 
 import asyncio
+import signal
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -12,6 +13,9 @@ import pytest_asyncio
 from aqueue.url import Url
 from tests.kit.proxy import Proxy
 from tests.kit.servers import RedisServer
+
+# A shell starts what runs in its background with Ctrl-C ignored, and every process of a test would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: Every broker and store that keeps the whole contract.
 KINDS = ("memory", "sqlite", "redis")

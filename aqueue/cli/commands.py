@@ -32,11 +32,6 @@ def everything(
     context.obj = Given(app)
 
 
-def main() -> None:
-    """Entry point of the console script."""
-    cli()
-
-
 cli.command("worker")(worker.work)
 cli.command("send")(send.send)
 cli.command("result")(send.result)
