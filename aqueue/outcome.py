@@ -1,36 +1,33 @@
 """How a run ended: one tagged value, made in one place and settled in one place."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from aqueue.context import Context
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(msgspec.Struct, frozen=True):
     """The task returned."""
 
     value: Any
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(msgspec.Struct, frozen=True):
     """The task raised, and no attempt is left or wanted."""
 
     error: BaseException
 
 
-@dataclass(frozen=True, slots=True)
-class Again:
+class Again(msgspec.Struct, frozen=True):
     """Run the task once more, as the next attempt, after ``delay`` seconds."""
 
     delay: float
     error: BaseException | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class GiveBack:
+class GiveBack(msgspec.Struct, frozen=True):
     """Hand the message back as it came: no attempt was made, or none that counts.
 
     It goes to the front at once, or after ``delay`` seconds, or ``last`` of all.
@@ -40,28 +37,24 @@ class GiveBack:
     last: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class PutOff:
+class PutOff(msgspec.Struct, frozen=True):
     """Look again after ``delay`` seconds, with ``headers`` added to remember by."""
 
     delay: float
     headers: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Revoked:
+class Revoked(msgspec.Struct, frozen=True):
     """The task is not run (any more): ``expired``, or cancelled."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Skipped:
+class Skipped(msgspec.Struct, frozen=True):
     """Done, and nothing is stored."""
 
 
-@dataclass(frozen=True, slots=True)
-class Dead:
+class Dead(msgspec.Struct, frozen=True):
     """The message goes to the dead letters: ``reason`` is a short code, ``detail`` a sentence."""
 
     reason: str

@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from aqueue.admission import admit, understand
 from aqueue.app import AQueue
@@ -30,17 +30,24 @@ from aqueue.verdicts import Verdicts, outcome_of
 logger = logging.getLogger("aqueue.worker")
 
 
+#: Seconds after which the runs of one claim that still go on get timers of their own.
+_SOON: Final = 0.05
+
+
 class Run:
     """One delivery while its task runs."""
 
     __slots__ = ("context", "delivery", "job", "request", "started", "task", "timer")
 
-    def __init__(self, delivery: Delivery, request: Request, task: Task[..., Any], context: Context) -> None:
+    def __init__(
+        self, delivery: Delivery, request: Request, task: Task[..., Any], context: Context, started: float
+    ) -> None:
         self.delivery = delivery
         self.request = request
         self.task = task
         self.context = context
-        self.started = 0.0
+        #: By the loop's clock.
+        self.started = started
         self.job: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
 
@@ -90,7 +97,8 @@ class Runs:
 
     def accept(self, deliveries: Sequence[Delivery]) -> None:
         """Start what can run, conclude what can't, give back what has no free slot."""
-        now = self._broker.now()
+        now, started = self._broker.now(), self._loop.time()
+        begun: list[Run] = []
         met: defaultdict[str, set[Kind]] = defaultdict(set)
         for delivery in deliveries:
             self.leases.hold(delivery)
@@ -105,14 +113,16 @@ class Runs:
                 continue
             met[delivery.message.queue].add(task.definition.kind)
             if self._slots.take(task.definition.kind):
-                self._start(delivery, request, task)
+                begun.append(self._start(delivery, request, task, started))
             else:
                 self.returning.add(delivery.receipt)
                 self.settler.post(delivery, self._verdicts.of(delivery, request, task, GiveBack(), now))
         for queue, kinds in met.items():
             self._slots.meet(queue, frozenset(kinds))
+        if begun:
+            self._loop.call_later(min(_SOON, *map(self._limit, begun)), self._set_timers, begun)
 
-    def _start(self, delivery: Delivery, request: Request, task: Task[..., Any]) -> None:
+    def _start(self, delivery: Delivery, request: Request, task: Task[..., Any], started: float) -> Run:
         context = Context(
             request,
             deliveries=delivery.deliveries,
@@ -122,11 +132,16 @@ class Runs:
             reporter=self,
             loop=self._loop,
         )
-        run = Run(delivery, request, task, context)
+        run = Run(delivery, request, task, context, started)
         self.active[delivery.receipt] = run
-        run.started = self._loop.time()
-        run.timer = self._loop.call_at(run.started + self._limit(run), run.end, "timeout")
         run.job = self._loop.create_task(self._perform(run))
+        return run
+
+    def _set_timers(self, runs: Sequence[Run]) -> None:
+        """Most runs have ended by now, and never needed one."""
+        for run in runs:
+            if self.active.get(run.delivery.receipt) is run:
+                run.timer = self._loop.call_at(run.started + self._limit(run), run.end, "timeout")
 
     def _limit(self, run: Run) -> float:
         """Seconds the run may take: the message's limit, then the task's, then the app's."""
@@ -193,7 +208,8 @@ class Runs:
         self.room.set()
         if outcome is not None:
             self._conclude(run.delivery, run.request, run.task, outcome)
-            self._tell(run.context, outcome, self._loop.time() - run.started)
+            if self._app.observers:
+                self._tell(run.context, outcome, self._loop.time() - run.started)
 
     def _conclude(
         self, delivery: Delivery, request: Request | None, task: Task[..., Any] | None, outcome: Outcome

@@ -404,8 +404,7 @@ def _load_pickle(data: bytes, content_encoding: str | None, limits: Limits) -> A
         raise BadMessage("undecodable", f"not readable as pickle: {error!r}") from error
 
 
-@dataclass(frozen=True, slots=True)
-class _Format:
+class _Format(msgspec.Struct, frozen=True):
     encoding: str
     dumps: Callable[[Any], bytes]
     loads: Callable[[bytes, str | None, Limits], Any]

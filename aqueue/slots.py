@@ -12,10 +12,13 @@ class Slots:
     it asks for no more than fits if every message is of the kind with the fewest free slots, and leaves out
     queues whose kind is full. What doesn't fit after all goes back to the front. So tasks that keep threads
     busy for long hold up no coroutines, given a queue of their own.
+
+    One claim takes half of a kind's slots at most: while these run, the broker works on the next claim.
     """
 
     def __init__(self, sizes: Mapping[Kind, int]) -> None:
         self._free = dict(sizes)
+        self._most = {kind: max(1, size // 2) for kind, size in sizes.items()}
         self._met: dict[str, frozenset[Kind]] = {}
         self.total = sum(sizes.values())
 
@@ -26,7 +29,8 @@ class Slots:
         return open_queues, min((room[queue] for queue in open_queues), default=0)
 
     def _room(self, queue: str) -> int:
-        return min((self._free[kind] for kind in self._met.get(queue, ())), default=max(self._free.values()))
+        room = {kind: min(free, self._most[kind]) for kind, free in self._free.items()}
+        return min((room[kind] for kind in self._met.get(queue, ())), default=max(room.values()))
 
     def meet(self, queue: str, kinds: frozenset[Kind]) -> None:
         """Remember the kinds that a claim from this queue brought."""

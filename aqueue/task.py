@@ -7,6 +7,8 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar, Unpack
 
+import msgspec
+
 from aqueue.arguments import ArgumentCodec, as_call
 from aqueue.async_result import AsyncResult
 from aqueue.context import BoundTask, Context, local_context
@@ -20,8 +22,7 @@ R = TypeVar("R")
 Kind = Literal["coroutine", "thread"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Definition:
+class Definition(msgspec.Struct, frozen=True, kw_only=True):
     """What the decorator was told about a task."""
 
     name: str

@@ -17,6 +17,7 @@ from aqueue.outcome import Again, Dead, Done, Failed, GiveBack, Outcome, PutOff,
 from aqueue.protocol import Message, Record, Request, retry_message
 from aqueue.results import FAILURE, FINAL_STATES, RETRY, REVOKED, STARTED, SUCCESS, RemoteError, Result, ResultStore
 from aqueue.retry import Retry
+from aqueue.saferepr import printable
 from aqueue.settings import Settings
 from aqueue.task import Task
 
@@ -110,7 +111,7 @@ class Verdicts:
                 return Ack()
             case Dead(reason=reason, detail=detail, error=error):
                 told_of = None if error is None else self._with_error(delivery, request, task, FAILURE, error)
-                return Bury(reason, detail, told_of)
+                return Bury(reason, printable(detail, 500), told_of)
 
     def started(self, request: Request) -> Record:
         """The record of a task that has begun."""

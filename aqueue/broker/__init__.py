@@ -15,7 +15,6 @@ The promises, tested by one suite that every broker runs (``tests/conformance/``
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import datetime
 from importlib import import_module
 from types import TracebackType
@@ -99,15 +98,14 @@ def in_turn(queues: Sequence[str], turn: int) -> Sequence[str]:
     return (*queues[first:], *queues[:first])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BrokerOptions:
+class BrokerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What an app tells its broker, whatever the broker is."""
 
     #: Seconds a claim lasts without being extended; the same for every worker of a queue.
     lease: float = 30.0
     #: Seconds any command may take, connecting included.
     timeout: float = 5.0
-    limits: Limits = field(default_factory=Limits)
+    limits: Limits = msgspec.field(default_factory=Limits)
     #: Queues (globs) whose future messages are sent with their ETA at once, for Celery workers to hold.
     eta_queues: Sequence[str] = ()
 

@@ -7,7 +7,6 @@ never poll.
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from importlib import import_module
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
@@ -73,8 +72,7 @@ _WITH_ERROR: Final = frozenset((RETRY, FAILURE, REVOKED))
 _MARK: Final = b"\x00celery-compressed\x00"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoreOptions:
+class StoreOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What an app tells its result store, whatever the store is."""
 
     serializer: str = "json"
@@ -84,7 +82,7 @@ class StoreOptions:
     expires: float | None = 86400.0
     #: Seconds any command may take, connecting included.
     timeout: float = 5.0
-    limits: Limits = field(default_factory=Limits)
+    limits: Limits = msgspec.field(default_factory=Limits)
 
 
 class _Plain(msgspec.Struct):

@@ -2,11 +2,11 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
-from dataclasses import replace
 from uuid import uuid4
 
 import pytest
 import pytest_asyncio
+from msgspec.structs import replace
 
 from aqueue import broker as brokers
 from aqueue import results as stores
@@ -37,7 +37,7 @@ async def make_broker(broker_factory: BrokerFactory) -> AsyncIterator[MakeBroker
     async with AsyncExitStack() as stack:
 
         async def make(**options: object) -> Broker:
-            broker = broker_factory(replace(BrokerOptions(lease=LEASE), **options))  # type: ignore[arg-type]
+            broker = broker_factory(replace(BrokerOptions(lease=LEASE), **options))
             broker.holder = f"holder-{uuid4().hex[:6]}"
             return await stack.enter_async_context(broker)
 
@@ -55,7 +55,7 @@ async def make_store(store_factory: StoreFactory) -> AsyncIterator[MakeStore]:
 
         async def make(**options: object) -> ResultStore:
             return await stack.enter_async_context(
-                store_factory(replace(StoreOptions(), **options))  # type: ignore[arg-type]
+                store_factory(replace(StoreOptions(), **options))
             )
 
         yield make

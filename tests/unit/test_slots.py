@@ -7,7 +7,7 @@ from aqueue.slots import Slots
 BOTH = ["feeds", "mail"]
 
 
-def slots(coroutine: int = 10, thread: int = 3) -> Slots:
+def slots(coroutine: int = 20, thread: int = 6) -> Slots:
     return Slots({"coroutine": coroutine, "thread": thread})
 
 
@@ -42,13 +42,13 @@ def test_a_refused_slot_costs_nothing() -> None:
 
 
 @pytest.mark.parametrize(("coroutine", "thread"), [(10, 3), (2, 30)])
-def test_before_anything_was_met_the_claim_is_for_the_larger_kind(coroutine: int, thread: int) -> None:
+def test_before_anything_was_met_the_claim_is_for_half_of_the_larger_kind(coroutine: int, thread: int) -> None:
     queues, number = slots(coroutine, thread).demand(BOTH)
-    assert (list(queues), number) == (BOTH, max(coroutine, thread))
+    assert (list(queues), number) == (BOTH, max(coroutine, thread) // 2)
 
 
 def test_the_claim_fits_whichever_kind_it_turns_out_to_be_of_those_a_queue_brought_last() -> None:
-    some = slots(10, 3)
+    some = slots(20, 6)
     some.meet("feeds", frozenset({"thread"}))
     assert some.demand(["feeds"])[1] == 3
     some.meet("feeds", frozenset({"coroutine"}))
@@ -58,7 +58,7 @@ def test_the_claim_fits_whichever_kind_it_turns_out_to_be_of_those_a_queue_broug
 
 
 def test_the_claim_fits_every_queue_it_is_made_from() -> None:
-    some = slots(10, 3)
+    some = slots(20, 6)
     some.meet("feeds", frozenset({"coroutine"}))
     some.meet("mail", frozenset({"thread"}))
     assert some.demand(BOTH) == (BOTH, 3)
@@ -66,17 +66,24 @@ def test_the_claim_fits_every_queue_it_is_made_from() -> None:
 
 
 def test_the_claim_shrinks_and_grows_with_the_free_slots() -> None:
-    some = slots(10, 3)
+    some = slots(20, 6)
     some.meet("feeds", frozenset({"thread"}))
-    some.take("thread")
+    assert some.demand(["feeds"])[1] == 3
+    for _ in range(4):
+        some.take("thread")
     assert some.demand(["feeds"])[1] == 2
     full(some, "thread")
     some.give("thread")
     assert some.demand(["feeds"])[1] == 1
 
 
+@pytest.mark.parametrize(("size", "claim"), [(1, 1), (2, 1), (3, 1), (100, 50), (101, 50)])
+def test_one_claim_is_for_half_of_the_slots_and_for_one_at_least(size: int, claim: int) -> None:
+    assert slots(size, 1).demand(["feeds"])[1] == claim
+
+
 def test_a_queue_whose_kind_is_full_is_left_out() -> None:
-    some = slots(10, 3)
+    some = slots(20, 6)
     some.meet("feeds", frozenset({"coroutine"}))
     some.meet("mail", frozenset({"thread"}))
     full(some, "thread")
@@ -93,7 +100,7 @@ def test_when_everything_is_full_nothing_is_claimed() -> None:
 
 
 def test_a_queue_that_brings_both_kinds_waits_for_the_full_one() -> None:
-    some = slots(10, 3)
+    some = slots(20, 6)
     some.meet("feeds", frozenset({"coroutine", "thread"}))
     full(some, "thread")
     assert not some.demand(["feeds"])[0]

@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from aqueue.protocol import MAX_PRIORITY
 
@@ -12,8 +13,7 @@ SEP: Final = "\x06\x16"
 STEPS: Final = (0, 3, 6, 9)
 
 
-@dataclass(frozen=True, slots=True)
-class Keys:
+class Keys(msgspec.Struct, frozen=True):
     """Key names under one prefix; see `aqueue.broker.redis` for what each holds."""
 
     prefix: str
