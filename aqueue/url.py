@@ -11,8 +11,6 @@ from aqueue.errors import ConfigurationError
 _CREDENTIALS = re.compile(r"(?<=://)(?!/)(?P<user>[^:]*):.*@", re.DOTALL)
 _SECRET_PARAMETERS = re.compile(r"(?i)([?&;][^=&;]*(?:password|secret|token)[^=&;]*=)[^&]*")
 _SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://")
-
-
 #: What to do about a URL that can't be taken apart.
 UNREADABLE = "check host and port, and write special characters in user and password as %XX"
 
@@ -63,16 +61,11 @@ class Url:
 
 def mask(text: str) -> str:
     """A URL, or several of one scheme joined by ``;`` or ``,``, with every password replaced by ``***``."""
-    scheme = text.partition("://")[0]
-    urls = re.split(rf"([;,]{re.escape(scheme)}://)", text)
-    # `urls` has the first URL, then by turns what stands between two, and the next one's rest.
-    return "".join(_mask_one(part) if number == 0 else _mask_rest(part) for number, part in enumerate(urls))
+    scheme, found, _ = text.partition("://")
+    if not found:  # no URL at all, but maybe somebody's password
+        return mask(f"://{text}").removeprefix("://")
+    return "".join(map(_mask_one, re.split(rf"(?=[;,]{re.escape(scheme)}://)", text)))
 
 
 def _mask_one(url: str) -> str:
     return _SECRET_PARAMETERS.sub(r"\1***", _CREDENTIALS.sub(r"\g<user>:***@", url, count=1))
-
-
-def _mask_rest(rest: str) -> str:
-    """A URL whose scheme was cut off."""
-    return rest if rest.endswith("://") else _mask_one(f"://{rest}").removeprefix("://")

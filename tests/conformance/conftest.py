@@ -54,9 +54,7 @@ async def make_store(store_factory: StoreFactory) -> AsyncIterator[MakeStore]:
     async with AsyncExitStack() as stack:
 
         async def make(**options: object) -> ResultStore:
-            return await stack.enter_async_context(
-                store_factory(replace(StoreOptions(), **options))
-            )
+            return await stack.enter_async_context(store_factory(replace(StoreOptions(), **options)))
 
         yield make
 

@@ -72,8 +72,11 @@ def test_a_url_without_a_password_is_shown_as_it_is(text: str) -> None:
     ["", "localhost", "localhost:6379", "://host", "redis:/host", "1redis://host", "user:s3cr3t@host", "re dis://host"],
 )
 def test_what_is_no_url_is_refused_with_an_example(text: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"is no URL; expected something like redis://localhost:6379/0"):
+    with pytest.raises(
+        ConfigurationError, match=r"is no URL; expected something like redis://localhost:6379/0"
+    ) as caught:
         Url(text)
+    assert SECRET not in str(caught.value)
 
 
 @pytest.mark.parametrize(
