@@ -41,6 +41,8 @@ class Run:
     def latency(self) -> None:
         for _ in range(self.rounds):
             for peer in self.peers:
+                if peer.name == "saq":  # see its module
+                    continue
                 found = figures.latency(self.server, peer)
                 say(f"round trip {peer.name}: p50 {found['p50']:.2f} ms, p99 {found['p99']:.2f} ms")
                 self.report.latencies[peer.name].append((found["p50"], found["p99"]))

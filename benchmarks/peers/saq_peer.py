@@ -1,4 +1,6 @@
-"""SAQ on Redis. Commands: send N, sends N, latency N."""
+"""SAQ on Redis. Commands: send N, sends N.
+
+No round trips: its waits (`apply`, `refresh(until_complete=...)`) miss the end of jobs quicker than their subscription."""
 
 import asyncio
 import os
@@ -7,7 +9,7 @@ from typing import Any
 import uvloop
 from saq import Queue
 
-from benchmarks.peers.timing import main, rate, round_trips
+from benchmarks.peers.timing import main, rate
 
 queue = Queue.from_url(os.environ["BROKER"])
 
@@ -35,16 +37,6 @@ async def sends(count: int) -> None:
     await queue.disconnect()
 
 
-async def latency(count: int) -> None:
-    await queue.connect()
-
-    async def one() -> None:
-        await queue.apply("nop", timeout=10)
-
-    await round_trips(one, count)
-    await queue.disconnect()
-
-
 if __name__ == "__main__":
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        main(runner.run, send=send, sends=sends, latency=latency)
+        main(runner.run, send=send, sends=sends)
