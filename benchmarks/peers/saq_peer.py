@@ -1,6 +1,7 @@
 """SAQ on Redis. Commands: send N, sends N.
 
-No round trips: its waits (`apply`, `refresh(until_complete=...)`) miss the end of jobs quicker than their subscription."""
+No round trips: its waits, `apply` and `refresh(until_complete=...)`, miss the end of jobs that are quicker than
+their subscription."""
 
 import asyncio
 import os
