@@ -5,8 +5,6 @@ a gzip file. Peers decompress without a limit; here nothing is expanded past the
 few bytes can't fill the memory of a worker.
 """
 
-import bz2
-import lzma
 import zlib
 from collections.abc import Callable
 from importlib import import_module
@@ -71,7 +69,9 @@ def decompress(data: bytes, name: str, limit: int) -> bytes:
         raise BadMessage("bad_compression", f"unknown compression {name[:80]!r}")
     try:
         return _DECOMPRESSORS[kind](data, limit)
-    except (ConfigurationError, zlib.error, lzma.LZMAError, OSError, ValueError, EOFError) as error:
+    except BadMessage:
+        raise
+    except Exception as error:  # each driver has errors of its own
         raise BadMessage("bad_compression", f"{name}: {error}") from error
 
 
@@ -149,16 +149,16 @@ def _from_zstd(data: bytes, limit: int) -> bytes:
 
 _COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     GZIP: zlib.compress,
-    BZIP2: bz2.compress,
-    LZMA: lzma.compress,
+    BZIP2: lambda data: bytes(import_module("bz2").compress(data)),
+    LZMA: lambda data: bytes(import_module("lzma").compress(data)),
     BROTLI: lambda data: bytes(_brotli().compress(data)),
     ZSTD: lambda data: bytes(_zstd().compress(data)),
 }
 
 _DECOMPRESSORS: dict[str, Callable[[bytes, int], bytes]] = {
     GZIP: lambda data, limit: _from_stream(_Zlib(), data, limit),
-    BZIP2: lambda data, limit: _from_stream(bz2.BZ2Decompressor(), data, limit),
-    LZMA: lambda data, limit: _from_stream(lzma.LZMADecompressor(memlimit=_LZMA_MEMORY), data, limit),
+    BZIP2: lambda data, limit: _from_stream(import_module("bz2").BZ2Decompressor(), data, limit),
+    LZMA: lambda data, limit: _from_stream(import_module("lzma").LZMADecompressor(memlimit=_LZMA_MEMORY), data, limit),
     BROTLI: _from_brotli,
     ZSTD: _from_zstd,
 }

@@ -2,8 +2,9 @@
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import ClassVar
+
+import msgspec
 
 from aqueue.errors import ConfigurationError, RetryTask
 from aqueue.options import MAX_SECONDS
@@ -12,8 +13,7 @@ from aqueue.serialization import is_finite_number
 Errors = type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]
 
 
-@dataclass(frozen=True, slots=True)
-class Retry:
+class Retry(msgspec.Struct, frozen=True):
     """A retry policy. Times are in seconds.
 
     ``attempts`` counts every run, the first included. The n-th retry waits ``backoff * 2**(n-1)``, at most

@@ -10,18 +10,15 @@ import base64
 import binascii
 import json
 import math
-import pickle
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import date, datetime, time
 from decimal import Decimal
 from importlib import import_module
 from typing import Any, Final, NamedTuple, Protocol
 from uuid import UUID
 
-import msgpack as _untyped_msgpack  # type: ignore[import-untyped]  # pyright: ignore[reportMissingTypeStubs]
 import msgspec
 
 from aqueue.errors import BadMessage, ConfigurationError, EncodeError, MessageTooLarge
@@ -34,7 +31,6 @@ PICKLE = "application/x-python-serialize"
 DATA = "application/data"
 TEXT = "text/plain"
 
-_msgpack: Final[Any] = _untyped_msgpack
 
 #: What a sender may call a serializer, with the content type that travels.
 CONTENT_TYPES = {"json": JSON, "msgpack": MSGPACK, "yaml": YAML, "pickle": PICKLE, "auth": DATA}
@@ -58,8 +54,7 @@ class Signer(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True):
     """How large a message may be, in both directions. Sizes are in bytes."""
 
     message: int = 1024 * 1024
@@ -69,11 +64,14 @@ class Limits:
     depth: int = 200
 
 
+DEFAULT_LIMITS: Final = Limits()
+
+
 class Serializer:
     """Writes with any known serializer, reads only the content types that the app accepts."""
 
     def __init__(
-        self, accept: Iterable[str] = ("json",), limits: Limits = Limits(), signer: Signer | None = None
+        self, accept: Iterable[str] = ("json",), limits: Limits = DEFAULT_LIMITS, signer: Signer | None = None
     ) -> None:
         self.limits = limits
         self._signer = signer
@@ -306,6 +304,14 @@ def _load_json(data: bytes, content_encoding: str | None, limits: Limits) -> Any
 # --- the other formats ------------------------------------------------------------------------------
 
 
+def _driver(name: str) -> Any:
+    """A format's module, imported by its first use: apps that only speak JSON start sooner without the others."""
+    try:
+        return import_module(name)
+    except ImportError:
+        raise ConfigurationError(f"{name} needs a package that is missing: pip install 'aqueue[{name}]'") from None
+
+
 def _check_built_depth(value: Any, limit: int) -> None:
     level = [value]
     for _ in range(limit + 1):
@@ -326,18 +332,11 @@ def _refuse_extension(code: int, data: bytes) -> Any:
 
 def _load_msgpack(data: bytes, content_encoding: str | None, limits: Limits) -> Any:
     try:
-        value = _msgpack.unpackb(data, raw=False, ext_hook=_refuse_extension)
-    except (ValueError, OverflowError, RecursionError, _msgpack.UnpackException) as error:
-        raise BadMessage("undecodable", f"not readable as msgpack: {error or type(error).__name__}") from error
+        value = _driver("msgpack").unpackb(data, raw=False, ext_hook=_refuse_extension)
+    except Exception as error:  # its errors have no base of their own
+        raise BadMessage("undecodable", f"not readable as msgpack: {str(error) or type(error).__name__}") from error
     _check_built_depth(value, limits.depth)
     return value
-
-
-def _yaml() -> Any:
-    try:
-        return import_module("yaml")
-    except ImportError:
-        raise ConfigurationError("yaml needs a package that is missing: pip install 'aqueue[yaml]'") from None
 
 
 def _yaml_loader(yaml: Any) -> Any:
@@ -346,7 +345,7 @@ def _yaml_loader(yaml: Any) -> Any:
 
 
 def _dump_yaml(value: Any) -> bytes:
-    return bytes(_yaml().safe_dump(value).encode())
+    return bytes(_driver("yaml").safe_dump(value).encode())
 
 
 def _check_yaml(text: str, limits: Limits) -> None:
@@ -354,7 +353,7 @@ def _check_yaml(text: str, limits: Limits) -> None:
 
     Celery writes an alias where one object stands in two places.
     """
-    yaml = _yaml()
+    yaml = _driver("yaml")
     depth = total = 0
     #: How much each finished anchor stands for, and where those that are still open began.
     sizes: dict[str | None, int] = {}
@@ -387,7 +386,7 @@ def _check_yaml(text: str, limits: Limits) -> None:
 
 def _load_yaml(data: bytes, content_encoding: str | None, limits: Limits) -> Any:
     text = text_of(data, content_encoding)
-    yaml = _yaml()
+    yaml = _driver("yaml")
     try:
         _check_yaml(text, limits)
         return yaml.load(text, _yaml_loader(yaml))
@@ -399,7 +398,7 @@ def _load_yaml(data: bytes, content_encoding: str | None, limits: Limits) -> Any
 
 def _load_pickle(data: bytes, content_encoding: str | None, limits: Limits) -> Any:
     try:
-        return pickle.loads(data)  # noqa: S301 - only reached when the app lists pickle in accept_content
+        return _driver("pickle").loads(data)  # only reached when the app lists pickle in accept_content
     except Exception as error:
         raise BadMessage("undecodable", f"not readable as pickle: {error!r}") from error
 
@@ -416,12 +415,14 @@ _FORMATS: Mapping[str, _Format] = {
     JSON: _Format("utf-8", dumps_json, _load_json, lambda data, limits: check_depth(data, limits.depth)),
     MSGPACK: _Format(
         "binary",
-        lambda value: _msgpack.packb(value, use_bin_type=True),
+        lambda value: _driver("msgpack").packb(value, use_bin_type=True),
         _load_msgpack,
         lambda data, limits: _load_msgpack(data, None, limits),
     ),
     YAML: _Format("utf-8", _dump_yaml, _load_yaml, lambda data, limits: _load_yaml(data, None, limits)),
-    PICKLE: _Format("binary", lambda value: pickle.dumps(value, protocol=4), _load_pickle, lambda data, limits: None),
+    PICKLE: _Format(
+        "binary", lambda value: _driver("pickle").dumps(value, protocol=4), _load_pickle, lambda data, limits: None
+    ),
 }
 
 

@@ -1,7 +1,8 @@
 """What an app decides once, for all its tasks. Times are in seconds, sizes in bytes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+
+import msgspec
 
 from aqueue.errors import ConfigurationError
 from aqueue.options import MAX_SECONDS, Options
@@ -12,8 +13,7 @@ from aqueue.serialization import Limits, Signer, is_finite_number
 Route = str | Options
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Settings of an `AQueue`; every default is what a Celery fleet expects, or safer."""
 
     #: For tasks that nothing routes elsewhere.
@@ -22,7 +22,7 @@ class Settings:
     #: among theirs: without one theirs are the most urgent there.
     default_priority: int = 0
     #: Task name, with ``*`` and ``?``, to where it goes; the first that fits counts.
-    routes: Mapping[str, Route] = field(default_factory=dict[str, Route])
+    routes: Mapping[str, Route] = msgspec.field(default_factory=dict[str, Route])
     #: Queues (globs) that only Celery workers consume: their ETAs are sent for those workers to hold.
     eta_queues: Sequence[str] = ()
     #: Modules to import before a worker starts.
@@ -33,7 +33,7 @@ class Settings:
     accept_content: Sequence[str] = ("json",)
     #: For the ``auth`` serializer, see `aqueue.signing.Auth`.
     signer: Signer | None = None
-    limits: Limits = field(default_factory=Limits)
+    limits: Limits = msgspec.field(default_factory=Limits)
 
     #: Keep no results, unless a task says otherwise.
     ignore_result: bool = False

@@ -4,7 +4,6 @@ Nothing here sends or runs: a task hands its calls to the `Sender` it belongs to
 """
 
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar, Unpack
 
 import msgspec
@@ -44,14 +43,13 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True):
         return (BoundTask(context),) if self.bind else ()
 
 
-@dataclass(frozen=True, slots=True)
-class Signature(Generic[R]):
+class Signature(msgspec.Struct, Generic[R], frozen=True):
     """One call of a task, to be sent later or together with others."""
 
     task: str
     args: Sequence[Any] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    options: Options = field(default_factory=Options)
+    kwargs: Mapping[str, Any] = msgspec.field(default_factory=dict[str, Any])
+    options: Options = msgspec.field(default_factory=Options)
     #: How arguments and result travel; None for a task that is only known by name.
     codec: ArgumentCodec | None = None
 

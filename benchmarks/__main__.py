@@ -70,7 +70,7 @@ class Run:
         self.report.single |= figures.idle(self.server, self.aqueue)
 
     def start(self) -> None:
-        self.report.single["import"] = figures.import_time()
+        self.report.single |= figures.import_time()
 
     def depth(self) -> None:
         self.report.single["depth"] = figures.depth(self.server)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -120,19 +121,17 @@ def idle(server: Server, peer: Peer, seconds: float = 20.0) -> dict[str, float]:
         return {"megabytes": resident(worker.pid) / 1024, "commands": (commands() - before - 1) / seconds}
 
 
-def import_time(runs: int = 15) -> float:
-    """Milliseconds that ``import aqueue`` takes, over a bare interpreter; compiled, as an installed package is."""
+def import_time(runs: int = 30) -> dict[str, float]:
+    """Milliseconds that imports take, over a bare interpreter; compiled, as an installed package is."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-
-    def median(code: str) -> float:
-        times = []
-        for _ in range(runs):
+    times: defaultdict[str, list[float]] = defaultdict(list)
+    for _ in range(runs):
+        for code in ("pass", "import asyncio", "import aqueue"):
             start = time.perf_counter()
             subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=environment)
-            times.append(time.perf_counter() - start)
-        return statistics.median(times)
-
-    return (median("import aqueue") - median("pass")) * 1000
+            times[code].append((time.perf_counter() - start) * 1000)
+    bare, asyncio_alone, aqueue = map(statistics.median, times.values())
+    return {"import": aqueue - bare, "asyncio": asyncio_alone - bare}
 
 
 def depth(server: Server) -> float:

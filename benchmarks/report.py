@@ -18,6 +18,7 @@ SINGLE = {
     "megabytes": ("resident memory of an idle worker on Redis, MB", "45", "35", "{:.1f}"),
     "commands": ("commands to Redis from an idle worker, a second", "1", "", "{:.2f}"),
     "import": ("`import aqueue`, ms", "150", "80", "{:.0f}"),
+    "asyncio": ("of which `import asyncio`, ms", "", "", "{:.0f}"),
     "depth": ("fetch rate with 1 million messages waiting against 1 thousand", "0.9", "1.0", "{:.2f}"),
 }
 
@@ -50,7 +51,9 @@ class Report:
             text = "Awaited sends a second, concurrent where the peer can."
             parts.append(self._rates("Sends a second", self.sends, text))
         if self.threads:
-            parts.append(self._rates("Plain functions in 16 threads, a second", self.threads, ""))
+            parts.append(
+                self._rates("Plain functions in threads, a second", self.threads, "No-op functions in 16 threads.")
+            )
         if self.single:
             parts.append(self._singles())
         return "\n\n".join(parts) + "\n"

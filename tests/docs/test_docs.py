@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -127,7 +126,7 @@ def test_every_reason_a_message_can_be_buried_for_is_documented() -> None:
 
 def test_every_setting_and_option_is_documented() -> None:
     reference = (ROOT / "docs" / "reference.md").read_text()
-    names = [field.name for field in fields(Settings)] + list(Options.__annotations__)
+    names = list(Settings.__struct_fields__) + list(Options.__annotations__)
     assert [name for name in names if f"`{name}`" not in reference] == []
 
 

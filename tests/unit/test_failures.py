@@ -223,7 +223,7 @@ def test_our_own_frames_further_down_are_shown() -> None:
 
 
 def test_an_error_of_our_own_alone_keeps_its_last_frame() -> None:
-    own = from_further_down(error_of(ValueError, lambda: Retry(attempts=0)), 3)
+    own = from_further_down(error_of(ValueError, lambda: Retry(attempts=0)), 2)
     assert "retry.py" in traceback_text(own)
 
 

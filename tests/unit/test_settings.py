@@ -1,6 +1,5 @@
 """Settings of an app: the defaults that a Celery fleet expects, and values that can't work."""
 
-import dataclasses
 import math
 from typing import Any
 
@@ -53,7 +52,7 @@ def test_times_are_numbers(name: str) -> None:
 
 
 def test_settings_do_not_change() -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         Settings().lease = 5  # type: ignore[misc]
 
 
