@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,23 +135,24 @@ def import_time(runs: int = 30) -> dict[str, float]:
 
 
 def depth(server: Server) -> float:
-    """Fetch rate with a million messages waiting, as a part of that with a thousand."""
-    small, large = asyncio.run(_fetch_times(server, 1_000)), asyncio.run(_fetch_times(server, 1_000_000))
-    return small / large
-
-
-async def _fetch_times(server: Server, waiting: int) -> float:
+    """Fetch rate with a million messages waiting, as a part of that with a thousand; both in turn."""
     server.empty()
-    message = Message(queue="deep", headers={"task": "t", "id": "1"}, body=b"[[], {}, {}]")
-    raw = pack(message)
-    for _ in range(waiting // 1000):
-        server.client.lpush("deep\x06\x169", *[raw] * 1000)
-    times: list[float] = []
+    raw = pack(Message(queue="deep", headers={"task": "t", "id": "1"}, body=b"[[], {}, {}]"))
+    for queue, waiting in (("shallow", 1_000), ("deep", 1_000_000)):
+        for _ in range(waiting // 1000):
+            server.client.lpush(f"{queue}\x06\x169", *[raw] * 1000)
+    times = asyncio.run(_fetch_times(server, ("shallow", "deep")))
+    return times["shallow"] / times["deep"]
+
+
+async def _fetch_times(server: Server, queues: Sequence[str]) -> dict[str, float]:
+    times: defaultdict[str, list[float]] = defaultdict(list)
     made: Any = brokers.from_url(Url(server.environment["BROKER"]))(BrokerOptions())
     async with made as broker:
-        for _ in range(200):
-            start = time.perf_counter()
-            found = await broker.fetch(["deep"], 100, 0)
-            times.append(time.perf_counter() - start)
-            await broker.settle([(delivery, Release()) for delivery in found])
-    return statistics.median(times)
+        for _ in range(300):
+            for queue in queues:
+                start = time.perf_counter()
+                found = await broker.fetch([queue], 100, 0)
+                times[queue].append(time.perf_counter() - start)
+                await broker.settle([(delivery, Release()) for delivery in found])
+    return {queue: statistics.median(found) for queue, found in times.items()}
