@@ -9,6 +9,7 @@ import asyncio
 import json
 import logging
 import queue
+import random
 import sqlite3
 import threading
 import time
@@ -144,16 +145,33 @@ class SqliteFile:
 
     def connect(self) -> sqlite3.Connection:
         """A connection of one's own, for one thread at a time. Raises sqlite3.Error, ConfigurationError."""
-        connection = sqlite3.connect(self.path, timeout=self._timeout, isolation_level=None, check_same_thread=False)
+        deadline = time.monotonic() + self._timeout
+        while True:
+            connection = sqlite3.connect(
+                self.path, timeout=self._timeout, isolation_level=None, check_same_thread=False
+            )
+            try:
+                self._prepare(connection)
+            except sqlite3.OperationalError as error:
+                connection.close()
+                # Of two that make the file at once, SQLite refuses one without waiting.
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(random.uniform(0.005, 0.02))
+            except BaseException:
+                connection.close()
+                raise
+            else:
+                return connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version > SCHEMA_VERSION:
-            connection.close()
             raise ConfigurationError(f"{self.path} was written by a newer aqueue (its tables are version {version})")
         if version < SCHEMA_VERSION:
             connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
-        return connection
 
     # --- in the thread ---
 

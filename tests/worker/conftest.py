@@ -14,7 +14,7 @@ from aqueue.url import Url
 from aqueue.worker import Worker
 
 #: Short times, so that tests see leases end and deadlines pass.
-QUICK = Settings(lease=0.6, send_timeout=2.0, timeout=10.0)
+QUICK = Settings(lease=0.6, send_timeout=4.0, timeout=10.0)
 
 MakeApp = Callable[..., AQueue]
 StartWorker = Callable[..., Awaitable[Worker]]
