@@ -115,7 +115,7 @@ async def test_fetch_waits_and_is_woken_by_a_message(make_broker: MakeBroker, qu
     start = time.monotonic()
     await sender.publish([message(queue, "wake")])
     assert names(await waiting) == ["wake"]
-    assert time.monotonic() - start < 0.5
+    assert time.monotonic() - start < 2.0  # woken, not found by a look of its own
 
 
 async def test_fetch_is_woken_by_any_priority_and_any_queue(make_broker: MakeBroker, queue: str) -> None:
@@ -127,7 +127,7 @@ async def test_fetch_is_woken_by_any_priority_and_any_queue(make_broker: MakeBro
             start = time.monotonic()
             await sender.publish([message(name, f"{name}{priority}", priority=priority)])
             assert names(await waiting) == [f"{name}{priority}"]
-            assert time.monotonic() - start < 0.5
+            assert time.monotonic() - start < 2.0
 
 
 async def test_fetch_comes_back_empty_when_nothing_comes(broker: Broker, queue: str) -> None:
@@ -204,7 +204,7 @@ async def test_what_a_cancelled_fetch_had_claimed_is_not_overtaken(make_broker: 
 
 
 async def test_a_lost_message_comes_back_counted(make_broker: MakeBroker, queue: str) -> None:
-    lost, finder = await make_broker(), await make_broker()
+    lost, finder = await make_broker(lease=LEASE), await make_broker(lease=LEASE)
     await lost.publish([message(queue, "first"), message(queue, "second")])
     (old,) = await lost.fetch([queue], 1, 1)
     found = await finder.fetch([queue], 1, 0)
@@ -217,7 +217,7 @@ async def test_a_lost_message_comes_back_counted(make_broker: MakeBroker, queue:
 
 
 async def test_a_lost_message_goes_to_the_front(make_broker: MakeBroker, queue: str) -> None:
-    lost, finder = await make_broker(), await make_broker()
+    lost, finder = await make_broker(lease=LEASE), await make_broker(lease=LEASE)
     await lost.publish([message(queue, f"{i}") for i in range(4)])
     assert names(await lost.fetch([queue], 2, 1)) == ["0", "1"]
 
@@ -230,7 +230,7 @@ async def test_a_lost_message_goes_to_the_front(make_broker: MakeBroker, queue: 
 
 
 async def test_every_loss_is_counted_and_success_forgets(make_broker: MakeBroker, queue: str) -> None:
-    broker = await make_broker(lease=0.3)
+    broker = await make_broker(lease=0.5)
     await broker.publish([message(queue)])
     for number in (1, 2, 3):
         (delivery,) = await broker.fetch([queue], 1, COMES_BACK)
@@ -242,7 +242,7 @@ async def test_every_loss_is_counted_and_success_forgets(make_broker: MakeBroker
 
 
 async def test_a_renewed_lease_does_not_end(make_broker: MakeBroker, queue: str) -> None:
-    holder, other = await make_broker(), await make_broker()
+    holder, other = await make_broker(lease=LEASE), await make_broker(lease=LEASE)
     await holder.publish([message(queue)])
     held = await holder.fetch([queue], 1, 1)
     ends = time.monotonic() + COMES_BACK
@@ -268,7 +268,8 @@ async def test_extending_nothing_is_nothing(broker: Broker) -> None:
 # --- 4 and 5: settle ----------------------------------------------------------------------------------
 
 
-async def test_what_is_settled_is_gone(broker: Broker, queue: str) -> None:
+async def test_what_is_settled_is_gone(make_broker: MakeBroker, queue: str) -> None:
+    broker = await make_broker(lease=LEASE)
     await broker.publish([message(queue, f"{i}") for i in range(5)])
     claimed = await broker.fetch([queue], 10, 1)
     assert await broker.settle([(delivery, Ack()) for delivery in claimed]) in ([], ())
@@ -284,7 +285,7 @@ async def test_settling_twice_is_refused_quietly(broker: Broker, queue: str) -> 
 
 
 async def test_an_older_claim_cannot_settle_a_newer_one(make_broker: MakeBroker, queue: str) -> None:
-    slow, quick = await make_broker(), await make_broker()
+    slow, quick = await make_broker(lease=LEASE), await make_broker(lease=LEASE)
     await slow.publish([message(queue)])
     (old,) = await slow.fetch([queue], 1, 1)
     (new,) = await quick.fetch([queue], 1, COMES_BACK)
