@@ -386,7 +386,7 @@ async def test_a_delayed_message_waits_for_its_time(make_broker: MakeBroker, que
     await sender.publish([message(queue, "late", delay=0.4)])
     assert await depth(sender, queue) == (0, 0, 1, 0)
     assert names(await waiting) == ["late"]
-    assert 0.38 < time.monotonic() - start < 1.0
+    assert 0.38 < time.monotonic() - start < 2.0
 
 
 async def test_a_short_delay_is_not_held_up_by_a_long_one(broker: Broker, queue: str) -> None:
