@@ -98,10 +98,10 @@ class Producer:
         await self.store.__aexit__(None, None, None)
 
     async def _publish(self, messages: Sequence[Message]) -> None:
-        if self._together:
+        announcing = [message.announce for message in messages if message.announce is not None]
+        if self._together or not announcing:
             await self._outbox.publish(messages)
             return
-        announcing = [message.announce for message in messages if message.announce is not None]
         for message in messages:
             message.announce = None
         await asyncio.gather(self._outbox.publish(messages), self._announce(announcing))
