@@ -151,8 +151,8 @@ def _enough(parameters: Sequence[inspect.Parameter]) -> range:
     return range(sum(p.default is p.empty for p in positional), len(positional) + 1)
 
 
-def _type_of(function: Callable[..., Any], annotation: Any) -> Any:
-    """What an annotation asks for: Any when only a type checker can say, `object` when msgspec can't."""
+def resolved(function: Callable[..., Any], annotation: Any) -> Any:
+    """The type that one annotation of a function stands for; Any when only a type checker can say."""
     if annotation is inspect.Signature.empty:
         return Any
     try:
@@ -163,15 +163,21 @@ def _type_of(function: Callable[..., Any], annotation: Any) -> Any:
         )
     except Exception:  # noqa: BLE001 - an annotation is code, and may be any text
         return Any
+    return hints["it"]
+
+
+def _type_of(function: Callable[..., Any], annotation: Any) -> Any:
+    """What an annotation asks for: Any when only a type checker can say, `object` when msgspec can't."""
+    kind = resolved(function, annotation)
     asked: list[Any] = []
     try:
-        msgspec.convert(object(), hints["it"], dec_hook=lambda kind, _: asked.append(kind))
+        msgspec.convert(object(), kind, dec_hook=lambda kind, _: asked.append(kind))
     except TypeError:  # such as a union of two types that look alike in JSON
         return object
     except Exception:  # noqa: BLE001, S110 - it doesn't fit, or a class it is made of isn't there yet
         pass
     is_generic = bool(asked) and not isinstance(asked[0], type)  # such as Callable[[], int]
-    return object if is_generic else hints["it"]
+    return object if is_generic else kind
 
 
 def _plain(value: Any, serializer: str) -> Any:

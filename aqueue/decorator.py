@@ -2,8 +2,9 @@
 
 import inspect
 from collections.abc import Callable, Coroutine
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, get_type_hints, overload
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
 
+from aqueue.arguments import resolved
 from aqueue.context import Context
 from aqueue.errors import ConfigurationError
 from aqueue.task import AsyncTask, Kind, SyncTask
@@ -48,9 +49,7 @@ def kind_of(function: Callable[..., Any], name: str) -> Kind:
 def takes_context(function: Callable[..., Any]) -> bool:
     """Whether the first parameter is annotated as a `Context`."""
     first = next(iter(inspect.signature(function).parameters.values()), None)
-    if first is None or first.annotation is first.empty:
+    if first is None:
         return False
-    try:
-        return get_type_hints(function).get(first.name) is Context
-    except NameError:
-        return first.annotation in ("Context", "aqueue.Context")
+    found = resolved(function, first.annotation)
+    return found is Context or (found is Any and first.annotation in ("Context", "aqueue.Context"))

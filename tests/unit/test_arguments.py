@@ -497,6 +497,14 @@ def test_an_annotation_that_cannot_be_evaluated_leaves_its_parameter_unchecked(f
     assert travel(function, {"any": "thing"}, 5) == ([{"any": "thing"}, 5], {})
 
 
+@pytest.mark.parametrize(
+    "function", [deferred.no_such_attribute, deferred.union_with_a_text], ids=lambda function: function.__name__
+)
+def test_a_function_with_such_an_annotation_can_be_a_task(function: Callable[..., Any]) -> None:
+    app = AQueue("shop", broker="memory://")
+    assert not app.task(name="t")(function).definition.takes_context
+
+
 def test_an_annotation_in_words_leaves_its_parameter_unchecked() -> None:
     assert travel(taking("whatever you like"), 5) == ([5], {})
 
