@@ -83,6 +83,8 @@ class Peer:
     count: int
     #: Its worker for plain functions in threads.
     thread_worker: Sequence[str] = field(default=())
+    #: Whether it can wait for a result.
+    has_round_trips: bool = True
 
     @property
     def module(self) -> str:
@@ -203,6 +205,7 @@ PEERS = (
         ("saq", "MODULE.settings"),
         lambda client, _: int(client.llen("saq:default:queued")) + int(client.llen("saq:default:active")),
         6_000,
+        has_round_trips=False,
     ),
     Peer("dramatiq", ("dramatiq[redis]",), ("dramatiq", "MODULE", "-p", "1", "-t", "8"), _results, 4_000),
 )

@@ -1,12 +1,10 @@
 """Celery. Commands: send N, sends N, latency N."""
 
-import json
 import os
-import time
 
 from celery import Celery
 
-from benchmarks.peers.timing import main, report
+from benchmarks.peers.timing import blocking_rate, blocking_round_trips, main
 
 app = Celery("bench", broker=os.environ["BROKER"], backend=os.environ["RESULTS"])
 app.conf.update(worker_hijack_root_logger=False, broker_connection_retry_on_startup=True)
@@ -28,20 +26,11 @@ def send(count: int, task: str = "nop") -> None:
 
 def sends(count: int) -> None:
     nop.delay()
-    start = time.perf_counter()
-    for _ in range(count):
-        nop.delay()
-    print(json.dumps({"rate": count / (time.perf_counter() - start)}))
+    blocking_rate(nop.delay, count)
 
 
 def latency(count: int) -> None:
-    times = []
-    for number in range(count + 50):
-        start = time.perf_counter()
-        nop.delay().get(timeout=10)
-        if number >= 50:
-            times.append((time.perf_counter() - start) * 1000)
-    report(times)
+    blocking_round_trips(lambda: nop.delay().get(timeout=10), count)
 
 
 if __name__ == "__main__":

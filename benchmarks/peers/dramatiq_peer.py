@@ -1,15 +1,13 @@
 """dramatiq on Redis. Commands: send N, sends N, latency N."""
 
-import json
 import os
-import time
 
 import dramatiq
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.results import Results
 from dramatiq.results.backends import RedisBackend
 
-from benchmarks.peers.timing import main, report
+from benchmarks.peers.timing import blocking_rate, blocking_round_trips, main
 
 broker = RedisBroker(url=os.environ["BROKER"])
 broker.add_middleware(
@@ -33,20 +31,11 @@ def send(count: int, task: str = "nop") -> None:
 
 
 def sends(count: int) -> None:
-    start = time.perf_counter()
-    for _ in range(count):
-        nop.send()
-    print(json.dumps({"rate": count / (time.perf_counter() - start)}))
+    blocking_rate(nop.send, count)
 
 
 def latency(count: int) -> None:
-    times = []
-    for number in range(count + 50):
-        start = time.perf_counter()
-        nop.send().get_result(block=True, timeout=10_000)
-        if number >= 50:
-            times.append((time.perf_counter() - start) * 1000)
-    report(times)
+    blocking_round_trips(lambda: nop.send().get_result(block=True, timeout=10_000), count)
 
 
 if __name__ == "__main__":

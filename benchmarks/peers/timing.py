@@ -28,6 +28,26 @@ async def round_trips(one: Callable[[], Awaitable[None]], count: int) -> None:
     report(times)
 
 
+def blocking_rate(send: Callable[[], object], count: int) -> None:
+    """`rate` for those whose send blocks."""
+    start = time.perf_counter()
+    for _ in range(count):
+        send()
+    print(json.dumps({"rate": count / (time.perf_counter() - start)}))
+
+
+def blocking_round_trips(one: Callable[[], object], count: int) -> None:
+    """`round_trips` for those who block."""
+    for _ in range(50):
+        one()
+    times = []
+    for _ in range(count):
+        start = time.perf_counter()
+        one()
+        times.append((time.perf_counter() - start) * 1000)
+    report(times)
+
+
 def report(times: list[float]) -> None:
     print(json.dumps({"p50": statistics.median(times), "p99": statistics.quantiles(times, n=100)[98]}))
 
