@@ -29,8 +29,11 @@ class Slots:
         return open_queues, min((room[queue] for queue in open_queues), default=0)
 
     def _room(self, queue: str) -> int:
-        room = {kind: min(free, self._most[kind]) for kind, free in self._free.items()}
-        return min((room[kind] for kind in self._met.get(queue, ())), default=max(room.values()))
+        met = self._met.get(queue)
+        return max(map(self._claimable, self._free)) if met is None else min(map(self._claimable, met))
+
+    def _claimable(self, kind: Kind) -> int:
+        return min(self._free[kind], self._most[kind])
 
     def meet(self, queue: str, kinds: frozenset[Kind]) -> None:
         """Remember the kinds that a claim from this queue brought."""

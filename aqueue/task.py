@@ -117,7 +117,7 @@ class Task(TaskCall[P, R]):
         return TaskCall(self._sender, self.name, self._codec, merged(self._options, check(options)))
 
     async def send_many(self, signatures: Iterable[Signature[R]]) -> list[AsyncResult[R]]:
-        """Send many calls, made with `s`, in one round trip."""
+        """Send many calls, made with `s`, in as few round trips as their number allows."""
         return await self._sender.send_many(signatures)
 
     async def delay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R]:

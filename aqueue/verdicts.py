@@ -51,14 +51,14 @@ def _after_error(error: BaseException, request: Request, policy: Retry) -> Outco
 def _retry(asked: RetryTask, request: Request, policy: Retry) -> Outcome:
     attempts = policy.attempts if asked.attempts is None else asked.attempts
     error = asked.error
-    if request.retries + 1 >= attempts and error is None:
-        error = MaxRetriesExceeded(f"{request.task}[{request.id}] was retried {request.retries} times")
     if error is not None and error.__traceback__ is None:  # never raised: it stands for what was
         error = error.with_traceback(asked.__traceback__)
-    if request.retries + 1 >= attempts:
-        assert error is not None, "made above"
-        return Failed(error)
-    return Again(policy.delay(request.retries + 1) if asked.after is None else asked.after, error)
+    if request.retries + 1 < attempts:
+        return Again(policy.delay(request.retries + 1) if asked.after is None else asked.after, error)
+    if error is None:
+        told = f"{request.task}[{request.id}] was retried {request.retries} times"
+        error = MaxRetriesExceeded(told).with_traceback(asked.__traceback__)
+    return Failed(error)
 
 
 class Clock:

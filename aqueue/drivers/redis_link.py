@@ -126,34 +126,27 @@ class RedisLink:
         except TimeoutError:
             self._timed_out("CONNECT")
 
-    async def call(self, *command: Value, timeout: float | None = None) -> Any:
+    async def call(self, *command: Value) -> Any:
         """Send a command and return its reply.
 
         Raises LinkLost when there is no link or no reply in time, redis' ResponseError for an error reply.
         """
         packed = _pack(command)
         try:
-            async with asyncio.timeout(self.timeout if timeout is None else timeout):
+            async with asyncio.timeout(self.timeout):
                 if self._connection is None:
                     await self._open()
                 return await self._submit(packed)
         except TimeoutError:
             self._timed_out(command[0])
 
-    async def run(
-        self,
-        script: Script,
-        keys: Sequence[Value],
-        args: Sequence[Value] = (),
-        *,
-        timeout: float | None = None,
-    ) -> Any:
+    async def run(self, script: Script, keys: Sequence[Value], args: Sequence[Value] = ()) -> Any:
         """Run a script; like `call`. Survives ``SCRIPT FLUSH`` and a restart of the server."""
         tail = (len(keys), *keys, *args)
         try:
-            return await self.call("EVALSHA", script.digest, *tail, timeout=timeout)
+            return await self.call("EVALSHA", script.digest, *tail)
         except NoScriptError:
-            return await self.call("EVAL", script.source, *tail, timeout=timeout)
+            return await self.call("EVAL", script.source, *tail)
 
     def send(self, *command: Value) -> asyncio.Future[Any]:
         """Send a command on a link that is up, without waiting; its reply is in the future."""
