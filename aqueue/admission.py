@@ -7,7 +7,7 @@ from aqueue.broker import Delivery
 from aqueue.errors import BadMessage
 from aqueue.failures import NotRegistered, WorkerLostError
 from aqueue.outcome import Dead, GiveBack, Outcome, PutOff, Revoked
-from aqueue.protocol import MAX_ID_LENGTH, Message, Request, Unreadable, decode
+from aqueue.protocol import MAX_ID_LENGTH, Message, Request, Unreadable, decode, is_name
 from aqueue.saferepr import printable
 from aqueue.serialization import Serializer, is_finite_number
 from aqueue.settings import Settings
@@ -65,4 +65,4 @@ def _unknown(request: Request, settings: Settings, now: float) -> Outcome:
 def task_id_of(message: Message | Unreadable) -> str | None:
     """The id that a message which can't be read claims to have, if it is fit to store a result under."""
     found = message.task_id if isinstance(message, Unreadable) else message.headers.get("id")
-    return found if isinstance(found, str) and 0 < len(found) <= MAX_ID_LENGTH and found.isprintable() else None
+    return found if is_name(found, MAX_ID_LENGTH) else None

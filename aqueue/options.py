@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any, Final, TypedDict
 
 from aqueue.errors import InvalidArguments
-from aqueue.protocol import KNOWN_HEADERS, MAX_ID_LENGTH, MAX_PRIORITY
+from aqueue.protocol import KNOWN_HEADERS, MAX_ID_LENGTH, MAX_PRIORITY, is_name
 from aqueue.saferepr import printable
 from aqueue.serialization import dumps_headers, is_finite_number
 from aqueue.shapes import is_mapping
@@ -65,13 +65,13 @@ def check(options: Options) -> Options:
     given: Mapping[str, Any] = options
     for name in ("countdown", "timeout", "soft_timeout"):
         seconds = given.get(name, 0)
-        if not is_finite_number(seconds) or not 0 <= seconds <= MAX_SECONDS:
+        if not is_seconds(seconds):
             raise InvalidArguments(f"{name} is a number of seconds, 0 or more; got {seconds!r}")
     if "countdown" in options and "eta" in options:
         raise InvalidArguments("countdown and eta say the same thing; give one of them")
     _check_times(given)
     task_id: object = options.get("task_id", "id")
-    if not isinstance(task_id, str) or not 0 < len(task_id) <= MAX_ID_LENGTH or not task_id.isprintable():
+    if not is_name(task_id, MAX_ID_LENGTH):
         raise InvalidArguments(f"task_id is 1 to {MAX_ID_LENGTH} printable characters; got {task_id!r:.80}")
     if "headers" in options:
         _check_headers(options["headers"])
@@ -91,7 +91,12 @@ def merged(*layers: Options) -> Options:
 
 
 #: A hundred years; more is a mistake, and past what clocks can say.
-MAX_SECONDS: Final = 100 * 366 * 86400
+_MAX_SECONDS: Final = 100 * 366 * 86400
+
+
+def is_seconds(value: object) -> bool:
+    """Whether it is a number of seconds, 0 or more, that a clock can say."""
+    return is_finite_number(value) and 0 <= value <= _MAX_SECONDS
 
 
 def _check_headers(headers: object) -> None:
@@ -111,17 +116,13 @@ def _check_times(options: Mapping[str, Any]) -> None:
     if "eta" in options and not isinstance(options["eta"], datetime):
         raise InvalidArguments(f"eta is a datetime; got {options['eta']!r:.80}")
     expires = options.get("expires", 0)
-    if not isinstance(expires, datetime) and not _is_duration(expires):
+    if not isinstance(expires, datetime) and not (is_finite_number(expires) and is_seconds(abs(expires))):
         raise InvalidArguments(f"expires is a datetime or a number of seconds from now; got {expires!r:.80}")
-
-
-def _is_duration(value: object) -> bool:
-    return is_finite_number(value) and isinstance(value, int | float) and abs(value) <= MAX_SECONDS
 
 
 def check_queue(name: object) -> str:
     """A queue's name, if it can be one on every broker. Raises InvalidArguments."""
-    if not isinstance(name, str) or not 0 < len(name) <= _MAX_QUEUE_LENGTH or not name.isprintable() or " " in name:
+    if not is_name(name, _MAX_QUEUE_LENGTH) or " " in name:
         raise InvalidArguments(
             f"a queue's name is 1 to {_MAX_QUEUE_LENGTH} printable characters without spaces; got {name!r:.80}"
         )

@@ -12,7 +12,7 @@ writes protocol 2 with every header of section 1.3. `retry_message` sends a mess
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta, timezone
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 import msgspec
 
@@ -228,13 +228,18 @@ def _head(headers: Mapping[str, Any]) -> _Headers:
         ("bad_id", "the task id", head.id, MAX_ID_LENGTH),
         ("bad_name", "the task name", head.task, MAX_NAME_LENGTH),
     ):
-        if not 0 < len(value) <= longest or not value.isprintable():
+        if not is_name(value, longest):
             raise BadMessage(reason, f"{what} is {_shape(value)}; expected 1 to {longest} printable characters")
     if head.retries and not 0 < head.retries <= MAX_RETRIES:
         head.retries = _clamped(head.retries)
     if head.timelimit is not None and head.timelimit != (None, None):
         head.timelimit = _time_limits(head.timelimit)
     return head
+
+
+def is_name(value: object, longest: int) -> TypeGuard[str]:
+    """Whether it can be an id or a name: 1 to ``longest`` printable characters."""
+    return isinstance(value, str) and 0 < len(value) <= longest and value.isprintable()
 
 
 def _tolerated(headers: Mapping[str, Any]) -> _Headers:

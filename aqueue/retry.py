@@ -7,8 +7,7 @@ from typing import ClassVar
 import msgspec
 
 from aqueue.errors import ConfigurationError, RetryTask
-from aqueue.options import MAX_SECONDS
-from aqueue.serialization import is_finite_number
+from aqueue.options import is_seconds
 
 Errors = type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]
 
@@ -64,7 +63,7 @@ class Retry(msgspec.Struct, frozen=True):
 
 
 def _check_seconds(name: str, seconds: float) -> None:
-    if not is_finite_number(seconds) or not 0 <= seconds <= MAX_SECONDS:
+    if not is_seconds(seconds):
         raise ConfigurationError(f"Retry: {name} is a number of seconds, 0 or more; got {seconds!r:.40}")
 
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 from datetime import date, datetime, time
 from decimal import Decimal
 from importlib import import_module
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, TypeGuard
 from uuid import UUID
 
 import msgspec
@@ -434,7 +434,7 @@ def decode_base64(text: str) -> bytes:
         raise BadMessage("bad_encoding", f"body is not base64: {error}") from error
 
 
-def is_finite_number(value: object) -> bool:
+def is_finite_number(value: object) -> TypeGuard[float]:
     """Whether a decoded value is a real, finite number (``True`` and ``False`` are none)."""
     try:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

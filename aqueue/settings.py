@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from aqueue.errors import ConfigurationError
-from aqueue.options import MAX_SECONDS, Options
+from aqueue.options import Options, is_seconds
 from aqueue.protocol import MAX_PRIORITY
-from aqueue.serialization import Limits, Signer, is_finite_number
+from aqueue.serialization import Limits, Signer
 
 #: Where a task goes: a queue, or options such as ``{"queue": "feeds", "priority": 5}``.
 Route = str | Options
@@ -70,13 +70,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         if self.result_serializer == "auth":
             raise ConfigurationError("results are not signed; choose another result_serializer")
         for name in ("send_timeout", "lease", "timeout"):
-            if not self._is_seconds(name) or not getattr(self, name):
+            if not is_seconds(getattr(self, name)) or not getattr(self, name):
                 raise ConfigurationError(f"{name} is a number of seconds over 0, got {getattr(self, name)!r}")
-        if not self._is_seconds("unknown_grace"):
+        if not is_seconds(self.unknown_grace):
             raise ConfigurationError(f"unknown_grace is a number of seconds, got {self.unknown_grace!r}")
-        if self.result_expires is not None and not self._is_seconds("result_expires"):
+        if self.result_expires is not None and not is_seconds(self.result_expires):
             raise ConfigurationError(f"result_expires is a number of seconds or None, got {self.result_expires!r}")
-
-    def _is_seconds(self, name: str) -> bool:
-        value = getattr(self, name)
-        return is_finite_number(value) and 0 <= value <= MAX_SECONDS
