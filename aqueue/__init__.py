@@ -2,6 +2,7 @@
 
 from aqueue.app import AQueue
 from aqueue.async_result import AsyncResult
+from aqueue.broker import Queue
 from aqueue.context import Context, current
 from aqueue.errors import (
     AQueueError,
@@ -48,6 +49,7 @@ __all__ = [
     "Limits",
     "MessageTooLarge",
     "Options",
+    "Queue",
     "Reject",
     "ResultError",
     "ResultIgnored",

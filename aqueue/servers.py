@@ -49,6 +49,8 @@ class Servers:
                 timeout=settings.send_timeout,
                 limits=settings.limits,
                 eta_queues=settings.eta_queues,
+                queues=settings.queues,
+                delayed_queue_type=settings.delayed_queue_type,
             )
         )
 

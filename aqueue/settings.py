@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from aqueue.broker import Queue
 from aqueue.errors import ConfigurationError
 from aqueue.options import Options, is_seconds
 from aqueue.protocol import MAX_PRIORITY
@@ -25,6 +26,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     routes: Mapping[str, Route] = msgspec.field(default_factory=dict[str, Route])
     #: Queues (globs) that only Celery workers consume: their ETAs are sent for those workers to hold.
     eta_queues: Sequence[str] = ()
+    #: Queue, with ``*`` and ``?``, to how it is declared on RabbitMQ; the exact name counts first.
+    queues: Mapping[str, Queue] = msgspec.field(default_factory=dict[str, Queue])
+    #: ``quorum`` or ``classic``: of what the queues of RabbitMQ's delays are made, where they aren't there yet.
+    delayed_queue_type: str = "quorum"
     #: Modules to import before a worker starts.
     include: Sequence[str] = ()
 
@@ -67,6 +72,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         deliveries: object = self.max_deliveries
         if type(deliveries) is not int or deliveries < 1:
             raise ConfigurationError(f"max_deliveries is an integer, 1 or more; got {deliveries!r}")
+        if self.delayed_queue_type not in ("quorum", "classic"):
+            raise ConfigurationError(f"delayed_queue_type is quorum or classic, got {self.delayed_queue_type!r}")
         if self.result_serializer == "auth":
             raise ConfigurationError("results are not signed; choose another result_serializer")
         for name in ("send_timeout", "lease", "timeout"):

@@ -13,12 +13,13 @@ class Slots:
     queues whose kind is full. What doesn't fit after all goes back to the front. So tasks that keep threads
     busy for long hold up no coroutines, given a queue of their own.
 
-    One claim takes half of a kind's slots at most: while these run, the broker works on the next claim.
+    One claim takes half of a kind's slots at most: while these run, the broker works on the next claim. Not so
+    (``whole``) where the broker pushes messages by itself while there is demand.
     """
 
-    def __init__(self, sizes: Mapping[Kind, int]) -> None:
+    def __init__(self, sizes: Mapping[Kind, int], *, whole: bool = False) -> None:
         self._free = dict(sizes)
-        self._most = {kind: max(1, size // 2) for kind, size in sizes.items()}
+        self._most = {kind: size if whole else max(1, size // 2) for kind, size in sizes.items()}
         self._met: dict[str, frozenset[Kind]] = {}
         self.total = sum(sizes.values())
 

@@ -78,7 +78,7 @@ class Worker:
             state = await self._enter_lifespans(stack)
             threads = ThreadPool(self.slots["thread"], asyncio.get_running_loop())
             stack.callback(threads.close)
-            slots = Slots(self.slots)
+            slots = Slots(self.slots, whole=producer.broker.pushes)
             runner = runner_for(threads, self.app.tasks)
             runs = Runs(self.app, self.name, state, producer.broker, producer.store, slots, runner)
             runs.leases.start()

@@ -12,13 +12,14 @@ import pytest_asyncio
 
 from aqueue.url import Url
 from tests.kit.proxy import Proxy
+from tests.kit.rabbitmq import RabbitServer
 from tests.kit.servers import RedisServer
 
 # A shell starts what runs in its background with Ctrl-C ignored, and every process of a test would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 #: Every broker and store that keeps the whole contract.
-KINDS = ("memory", "sqlite", "redis")
+KINDS = ("memory", "sqlite", "redis", "rabbitmq")
 
 
 @pytest.fixture(scope="session")
@@ -52,6 +53,35 @@ def redis_proxy(redis_server: RedisServer, redis_url: str) -> Iterator[Proxy]:
     proxy.close()
 
 
+@pytest.fixture(scope="session")
+def rabbit_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]:
+    """One RabbitMQ for the whole run; tests have queues of their own."""
+    server = RabbitServer(tmp_path_factory.mktemp("rabbitmq"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def rabbit_url(rabbit_server: RabbitServer) -> str:
+    rabbit_server.forget_the_dead()
+    return rabbit_server.url
+
+
+@pytest.fixture
+def own_rabbit(tmp_path: Path) -> Iterator[RabbitServer]:
+    """A RabbitMQ that a test may kill and freeze."""
+    server = RabbitServer(tmp_path / "rabbitmq")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def rabbit_proxy(rabbit_server: RabbitServer, rabbit_url: str) -> Iterator[Proxy]:
+    proxy = Proxy(rabbit_server.port)
+    yield proxy
+    proxy.close()
+
+
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     found: str = request.param
@@ -60,8 +90,8 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def url(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Url:
-    if kind == "redis":
-        return Url(request.getfixturevalue("redis_url"))
+    if kind in ("redis", "rabbitmq"):
+        return Url(request.getfixturevalue({"redis": "redis_url", "rabbitmq": "rabbit_url"}[kind]))
     return Url({"memory": "memory://", "sqlite": f"sqlite:///{tmp_path / 'queue.db'}"}[kind])
 
 

@@ -13,7 +13,7 @@ The promises, tested by one suite that every broker runs (``tests/conformance/``
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from importlib import import_module
@@ -98,6 +98,42 @@ def in_turn(queues: Sequence[str], turn: int) -> Sequence[str]:
     return (*queues[first:], *queues[:first])
 
 
+class Queue(msgspec.Struct, frozen=True, kw_only=True):
+    """How a queue is declared on RabbitMQ, where workers and clients of a fleet must say the same.
+
+    The default is Celery's: a durable classic queue, bound by its name to a direct exchange of its name. On other
+    brokers a queue has nothing to declare. Raises ConfigurationError.
+    """
+
+    #: The exchange it is bound to; None: one of its own name.
+    exchange: str | None = None
+    #: ``direct``, ``topic`` or ``fanout``.
+    exchange_type: str = "direct"
+    #: The binding's key; None: the queue's name.
+    routing_key: str | None = None
+    #: ``x-max-priority``: up to which priority a classic queue keeps messages apart.
+    max_priority: int | None = None
+    #: Further arguments, such as ``{"x-queue-type": "quorum", "x-delivery-limit": 10}``.
+    arguments: Mapping[str, Any] = msgspec.field(default_factory=dict[str, Any])
+
+    def __post_init__(self) -> None:
+        if self.exchange_type not in ("direct", "topic", "fanout", "headers"):
+            raise ConfigurationError(f"an exchange is direct, topic, fanout or headers; got {self.exchange_type!r}")
+        if self.max_priority is not None and not 0 < self.max_priority <= MAX_PRIORITY_LEVELS:
+            raise ConfigurationError(f"max_priority is 1 to {MAX_PRIORITY_LEVELS}, got {self.max_priority!r}")
+
+    @property
+    def all_arguments(self) -> Mapping[str, Any]:
+        """The arguments of the declaration."""
+        if self.max_priority is None:
+            return self.arguments
+        return {"x-max-priority": self.max_priority, **self.arguments}
+
+
+#: What RabbitMQ allows.
+MAX_PRIORITY_LEVELS: Final = 255
+
+
 class BrokerOptions(msgspec.Struct, frozen=True, kw_only=True):
     """What an app tells its broker, whatever the broker is."""
 
@@ -108,10 +144,17 @@ class BrokerOptions(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = msgspec.field(default_factory=Limits)
     #: Queues (globs) whose future messages are sent with their ETA at once, for Celery workers to hold.
     eta_queues: Sequence[str] = ()
+    #: Name or glob to how a queue is declared.
+    queues: Mapping[str, Queue] = msgspec.field(default_factory=dict[str, Queue])
+    #: ``quorum`` or ``classic``: what RabbitMQ's ladder of delays is made of where it isn't there yet.
+    delayed_queue_type: str = "quorum"
 
 
 class Broker(Protocol):
     """One broker, seen from one event loop."""
+
+    #: The server pushes messages while credit for them is open, so a claim had better be for all free slots.
+    pushes: bool
 
     #: Seconds; see `BrokerOptions.lease`.
     lease: float
@@ -177,10 +220,10 @@ class QueueDepth(msgspec.Struct, frozen=True):
     queue: str
     #: Waiting to be claimed.
     ready: int
-    #: In the hands of a worker.
-    leased: int
-    #: Waiting for their time.
-    parked: int
+    #: In the hands of a worker; None where the server doesn't tell.
+    leased: int | None
+    #: Waiting for their time; None where the server doesn't tell.
+    parked: int | None
     dead: int
 
 
@@ -218,16 +261,19 @@ class Recovered(msgspec.Struct, frozen=True):
 class Inspection(Protocol):
     """Looking into a broker and putting things right; for the command line, never for a worker."""
 
-    async def queues(self) -> Sequence[QueueDepth]:
-        """Every queue that holds anything, by name."""
+    async def queues(self, known: Sequence[str] = ()) -> Sequence[QueueDepth]:
+        """Every queue that holds anything, by name; of a server that can't list its queues, those ``known``."""
         ...
 
     async def peek(self, queue: str, limit: int) -> Sequence[Message | Unreadable]:
-        """The next messages of a queue, without claiming them."""
+        """The next messages of a queue, without claiming them. Raises ConfigurationError where that can't be."""
         ...
 
     async def purge(self, queue: str) -> int:
-        """Delete what is ready or parked in a queue; returns how many. What is leased stays."""
+        """Delete what is ready in a queue, and parked where the server can tell; returns how many.
+
+        What is leased stays.
+        """
         ...
 
     async def dead(self, queue: str | None = None, limit: int = 100) -> Sequence[DeadLetter]:
@@ -254,10 +300,12 @@ class Inspection(Protocol):
 # --- from a URL --------------------------------------------------------------------------------------
 
 _REDIS = "aqueue.broker.redis:RedisBroker"
+_AMQP = "aqueue.broker.amqp:AmqpBroker"
 _BROKERS: Final = {
     "memory": "aqueue.broker.memory:MemoryBroker",
     "sqlite": "aqueue.broker.sqlite:SqliteBroker",
     **dict.fromkeys(("redis", "rediss", "redis+socket", "unix", "sentinel", "redis+sentinel"), _REDIS),
+    **dict.fromkeys(("amqp", "amqps", "pyamqp", "librabbitmq"), _AMQP),
 }
 
 #: Makes a broker for the event loop it is called on.

@@ -154,6 +154,8 @@ def _dead_letter(delivery: Delivery, verdict: Bury, holder: str) -> DeadLetter:
 class MemoryBroker:
     """A `aqueue.broker.Broker` in this process."""
 
+    pushes = False
+
     def __init__(self, server: MemoryServer, options: BrokerOptions) -> None:
         self.lease = options.lease
         self.holder = ""
@@ -231,7 +233,7 @@ class MemoryInspection:
     def __init__(self, server: MemoryServer) -> None:
         self._server = server
 
-    async def queues(self) -> Sequence[QueueDepth]:
+    async def queues(self, known: Sequence[str] = ()) -> Sequence[QueueDepth]:
         with self._server.lock:
             leased = [entry.message.queue for entry, _ in self._server.leased.values()]
             parked = [entry.message.queue for _, _, entry in self._server.parked]

@@ -45,6 +45,8 @@ _LOOK_AGAIN: Final = 5.0
 class SqliteBroker:
     """A `aqueue.broker.Broker` in a file."""
 
+    pushes = False
+
     def __init__(self, path: Path, options: BrokerOptions) -> None:
         self.lease = options.lease
         self.holder = ""

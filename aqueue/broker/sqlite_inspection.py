@@ -49,7 +49,7 @@ class SqliteInspection:
     def __init__(self, file: SqliteFile) -> None:
         self._file = file
 
-    async def queues(self) -> Sequence[QueueDepth]:
+    async def queues(self, known: Sequence[str] = ()) -> Sequence[QueueDepth]:
         rows = await self._run(
             lambda connection: connection.execute(
                 "SELECT queue, sum(place = 0), sum(place = 1), sum(place = 2), sum(place = 3) FROM ("

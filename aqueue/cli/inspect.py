@@ -20,16 +20,23 @@ def queues(
     broker: BrokerOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Show how many messages wait, run, are parked for later, and are dead, for each queue."""
+    """Show how many messages wait, run, are parked for later, and are dead, for each queue.
+
+    RabbitMQ tells only what waits, of the queues that the app names.
+    """
     aq, rest = app_or_broker(context, words, app, broker)
     no_more(rest)
-    rows = [(q.queue, q.ready, q.leased, q.parked, q.dead) for q in run(_depths(aq))]
+    rows = [(q.queue, q.ready, _known(q.leased), _known(q.parked), q.dead) for q in run(_depths(aq))]
     table(rows, ("Queue", "Ready", "Leased", "Parked", "Dead"), as_json=as_json, empty="no queue holds anything")
+
+
+def _known(count: int | None) -> int | str:
+    return "?" if count is None else count
 
 
 async def _depths(aq: AQueue) -> Sequence[QueueDepth]:
     async with aq:
-        return await aq.producer().broker.inspection.queues()
+        return await aq.producer().broker.inspection.queues(aq.queues())
 
 
 def tasks(

@@ -10,12 +10,15 @@ from msgspec.structs import replace
 
 from aqueue import broker as brokers
 from aqueue import results as stores
-from aqueue.broker import Broker, BrokerFactory, BrokerOptions
+from aqueue.broker import Broker, BrokerFactory, BrokerOptions, Queue
 from aqueue.results import ResultStore, StoreFactory, StoreOptions
 from aqueue.url import Url
 
 #: Seconds; short, for tests in which leases end. In all others they don't, however slow the machine is.
 LEASE = 1.0
+
+#: RabbitMQ keeps apart only the priorities that a queue was declared for.
+QUEUES = {"*": Queue(max_priority=9)}
 
 MakeBroker = Callable[..., Awaitable[Broker]]
 MakeStore = Callable[..., Awaitable[ResultStore]]
@@ -37,7 +40,7 @@ async def make_broker(broker_factory: BrokerFactory) -> AsyncIterator[MakeBroker
     async with AsyncExitStack() as stack:
 
         async def make(**options: object) -> Broker:
-            broker = broker_factory(replace(BrokerOptions(lease=30.0), **options))
+            broker = broker_factory(replace(BrokerOptions(lease=30.0, queues=QUEUES), **options))
             broker.holder = f"holder-{uuid4().hex[:6]}"
             return await stack.enter_async_context(broker)
 

@@ -51,6 +51,8 @@ class RedisBroker:
     a third, in the thread that calls it.
     """
 
+    pushes = False
+
     def __init__(self, address: RedisAddress, options: BrokerOptions) -> None:
         self.lease = options.lease
         self.holder = ""

@@ -28,7 +28,7 @@ class RedisInspection:
         self._keys = keys
         self._limits = limits
 
-    async def queues(self) -> Sequence[QueueDepth]:
+    async def queues(self, known: Sequence[str] = ()) -> Sequence[QueueDepth]:
         with raising(BrokerUnavailable):
             leased = await self._by_queue("leases")
             parked = await self._by_queue("parked")

@@ -1,0 +1,355 @@
+"""The RabbitMQ broker: Celery's exchanges, queues and arguments, on a link of our own (celery-protocol section 3).
+
+Two connections. One sends, with confirms, on the event loop of whoever sends. The other consumes, on the loop of a
+thread of its own, so that heartbeats go on while a task keeps the main loop busy; an alarm that stops the first
+leaves the second alone.
+
+============================  =========================================================================
+a claim                       is the channel's: a lost connection gives everything back at once
+deliveries                    counted by the server on quorum queues, else by a header of ours: what comes back
+                              is sent again with its count, to the end of its queue, before it is handed out
+a delay                       Celery's ladder of queues, in whole seconds, never early
+front of the queue            what a worker gives back waits with it; what it leaves at its end goes to the
+                              back, uncounted, as the server would count what it takes back itself
+verdicts that send            published, confirmed, then acknowledged: at worst twice, never lost
+============================  =========================================================================
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Collection, Generator, Sequence
+from concurrent.futures import CancelledError as FutureCancelled
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from types import TracebackType
+from typing import Final, Self
+
+import msgspec
+
+from aqueue.broker import (
+    Ack,
+    BrokerFactory,
+    BrokerOptions,
+    Bury,
+    Delivery,
+    Release,
+    Verdict,
+    or_hand_back,
+    settling_order,
+)
+from aqueue.broker.amqp.consuming import LINGER, Claim, Consumption, Ticket
+from aqueue.broker.amqp.dead import letter
+from aqueue.broker.amqp.inspection import AmqpInspection
+from aqueue.broker.amqp.messages import LOST, Publication, pack, unpack
+from aqueue.broker.amqp.publishing import Publisher
+from aqueue.broker.amqp.topology import Topology, delayed_route
+from aqueue.drivers.amqp_address import AmqpAddress
+from aqueue.drivers.amqp_codec import Delivered, Malformed
+from aqueue.drivers.amqp_connection import ChannelClosed, ConnectionLost
+from aqueue.drivers.io_thread import IoThread
+from aqueue.errors import BrokerUnavailable, EnqueueFailed
+from aqueue.protocol import Message
+from aqueue.url import Url
+
+logger = logging.getLogger("aqueue.broker")
+
+#: Seconds that sending back what nobody took may take at the end.
+_FAREWELL: Final = 3.0
+
+
+class AmqpBroker:
+    """A `aqueue.broker.Broker` on RabbitMQ 3.10 or newer."""
+
+    pushes = True
+
+    def __init__(self, address: AmqpAddress, options: BrokerOptions) -> None:
+        self.lease = options.lease
+        self.holder = ""
+        self._address = address
+        self._options = options
+        self._publisher = Publisher(address, options.timeout, options.queues, options.delayed_queue_type)
+        self._io = IoThread("aqueue-rabbitmq")
+        self._consumption: Consumption | None = None
+        #: What came, by receipt, for those that nobody can read: they are buried as they came.
+        self._unreadable: dict[str, Delivered] = {}
+        self._tidying: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    def factory(cls, url: Url) -> BrokerFactory:
+        address = AmqpAddress.parse(url)
+        return lambda options: cls(address, options)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._tidying is not None:
+            self._tidying.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        consumption, self._consumption = self._consumption, None
+        if consumption is not None:
+            try:
+                async with asyncio.timeout(_FAREWELL):
+                    await self._send_back(consumption, await self._io.call(consumption.untaken(all=True)))
+            except (TimeoutError, BrokerUnavailable, ConnectionLost, ChannelClosed) as reason:
+                logger.warning("what was not started comes back counted: %s", reason)
+            await self._io.call(consumption.close())
+        self._io.close()
+        await self._publisher.close()
+
+    @property
+    def inspection(self) -> AmqpInspection:
+        return AmqpInspection(self._publisher)
+
+    def now(self) -> float:
+        """This machine's clock: RabbitMQ tells nobody its own."""
+        return time.time()
+
+    def keeps(self, place: object) -> bool:
+        return False
+
+    # --- sending ---
+
+    async def publish(self, messages: Sequence[Message]) -> None:
+        publications: list[Publication] = []
+        positions: list[int] = []
+        refused: dict[int, str] = {}
+        for position, message in enumerate(messages):
+            try:
+                publications.append(self._route(message))
+                positions.append(position)
+            except Malformed as error:
+                refused[position] = str(error)
+        try:
+            if publications:
+                await self._publisher.publish(publications, lambda topology: self._prepare(topology, messages))
+        except EnqueueFailed as error:
+            if error.refused is None and not refused:
+                raise
+            why = error.refused or dict.fromkeys(range(len(publications)), str(error))
+            refused |= {positions[number]: reason for number, reason in why.items()}
+        if refused:
+            raise EnqueueFailed(f"not stored: {'; '.join(sorted(set(refused.values())))}", refused=refused)
+
+    def _route(self, message: Message, **headers: int) -> Publication:
+        """Where a message goes. Raises Malformed."""
+        if message.exchange:
+            return pack(message, exchange=message.exchange, routing_key=message.routing_key, headers=headers)
+        if not self._is_delayed(message):
+            return pack(message, headers=headers)
+        exchange, routing_key = delayed_route(message.queue, message.delay)
+        return pack(message, exchange=exchange, routing_key=routing_key, headers=headers)
+
+    def _is_delayed(self, message: Message) -> bool:
+        """Messages for an exchange, and for queues of Celery's, leave at once: their ETA is for the worker to keep."""
+        at_once = bool(message.exchange) or any(fnmatchcase(message.queue, glob) for glob in self._options.eta_queues)
+        return message.delay > 0 and not at_once
+
+    async def _prepare(self, topology: Topology, messages: Sequence[Message]) -> None:
+        for message in messages:
+            if message.exchange:
+                if not await topology.has_exchange(message.exchange):
+                    raise EnqueueFailed(f"unroutable: there is no exchange {message.exchange!r}")
+            elif self._is_delayed(message):
+                await topology.declare_delayed(message.queue)
+            else:
+                await topology.declare(message.queue)
+
+    # --- working ---
+
+    async def fetch(self, queues: Sequence[str], limit: int, wait: float) -> Sequence[Delivery]:
+        deadline = time.monotonic() + wait
+        while True:
+            claims = await self._claim(queues, limit, max(0.0, deadline - time.monotonic()))
+            if not claims:
+                return []
+            found = await or_hand_back(self._counted(claims), self._hand_back)
+            if found:
+                return found
+
+    async def _claim(self, queues: Sequence[str], limit: int, wait: float) -> list[Claim]:
+        if self._consumption is None:
+            self._consumption = Consumption(self._address, self._options)
+        consumption = self._consumption
+        ticket = Ticket()
+        with _raising():
+            claiming = self._io.submit(consumption.fetch(ticket, queues, limit, wait))
+            try:
+                return await asyncio.wrap_future(claiming)
+            except asyncio.CancelledError:
+                claiming.cancel()
+                await self._io.call(consumption.abandon(ticket))
+                raise
+            finally:
+                self._tidy_later()
+
+    async def _counted(self, claims: Sequence[Claim]) -> list[Delivery]:
+        """Claims as deliveries. What came back uncounted is sent again with its count, and is none."""
+        found: list[Delivery] = []
+        uncounted: list[tuple[str, Publication]] = []
+        for claim in claims:
+            unpacked = unpack(claim.delivered, claim.queue)
+            message = unpacked.message
+            if isinstance(message, Message):
+                if not unpacked.counted:
+                    uncounted.append((claim.receipt, pack(message, headers={LOST: unpacked.lost})))
+                    continue
+            else:
+                self._unreadable[claim.receipt] = claim.delivered
+            found.append(Delivery(message, claim.receipt, 1 + unpacked.lost))
+        if uncounted:
+            try:
+                await self._publish_again([publication for _, publication in uncounted])
+            except BrokerUnavailable:
+                await self._finish([], [claim.receipt for claim in claims])
+                raise
+            await self._finish([receipt for receipt, _ in uncounted], [])
+        return found
+
+    async def _publish_again(self, publications: Sequence[Publication]) -> None:
+        """Straight to queues that were there a moment ago."""
+
+        async def prepare(topology: Topology) -> None:
+            for one in publications:
+                await topology.declare(one.routing_key)
+
+        await self._publisher.publish(publications, prepare)
+
+    async def _hand_back(self, found: Sequence[Delivery]) -> None:
+        await self._finish([], [delivery.receipt for delivery in found])
+
+    async def settle(self, verdicts: Sequence[tuple[Delivery, Verdict]]) -> Sequence[Delivery]:
+        ordered = settling_order(verdicts)
+        released = [delivery.receipt for delivery, verdict in ordered if _stays_here(verdict)]
+        done = [delivery.receipt for delivery, verdict in ordered if not _stays_here(verdict)]
+        if any(_sends(verdict) for _, verdict in ordered):
+            ours = await self._held(done)
+            await self._send([pair for pair in ordered if pair[0].receipt in ours])
+        refused = await self._finish(done, released)
+        for delivery, _ in ordered:
+            self._unreadable.pop(delivery.receipt, None)
+        return [delivery for delivery, _ in verdicts if delivery.receipt in refused] if refused else ()
+
+    async def _send(self, verdicts: Sequence[tuple[Delivery, Verdict]]) -> None:
+        """Everything that verdicts put somewhere, confirmed. Raises BrokerUnavailable."""
+        publications: list[Publication] = []
+        messages: list[Message] = []
+        buries = False
+        for delivery, verdict in verdicts:
+            match verdict:
+                case Ack(publish=follow_ups):
+                    messages += follow_ups
+                    publications += map(self._route, follow_ups)
+                case Bury():
+                    buries = True
+                    came = self._unreadable.get(delivery.receipt, _NOTHING)
+                    publications.append(letter(delivery, verdict, self.holder, came))
+                case Release(delay=delay, last=last) if delay > 0 or last:
+                    publication, message = self._again(delivery, delay)
+                    publications.append(publication)
+                    messages.append(message)
+                case Release():
+                    pass
+
+        async def prepare(topology: Topology) -> None:
+            await self._prepare(topology, messages)
+            if buries:
+                await topology.declare_dead()
+
+        if publications:
+            await self._publisher.publish(publications, prepare)
+
+    def _again(self, delivery: Delivery, delay: float) -> tuple[Publication, Message]:
+        """The same message once more, with the losses it has met so far."""
+        message = delivery.message
+        assert isinstance(message, Message), "what can't be read is buried"
+        later = msgspec.structs.replace(message, delay=delay)
+        lost = delivery.deliveries - 1
+        return (self._route(later, **{LOST: lost}) if lost else self._route(later)), later
+
+    async def _held(self, receipts: Sequence[str]) -> set[str]:
+        if self._consumption is None:
+            return set()
+        return await self._io.call(self._consumption.held(receipts))
+
+    async def _finish(self, done: Sequence[str], released: Sequence[str]) -> set[str]:
+        if self._consumption is None:
+            return {*done, *released}
+        with _raising():
+            return await self._io.call(self._consumption.settle(done, released))
+
+    def extend(self, deliveries: Collection[Delivery]) -> Sequence[Delivery]:
+        held = {delivery.receipt: delivery for delivery in deliveries}
+        consumption = self._consumption
+        if consumption is None or not held:
+            return list(held.values())
+        try:
+            gone = self._io.call_blocking(consumption.extend(held), self._options.timeout)
+        except (TimeoutError, RuntimeError, FutureCancelled) as error:
+            raise BrokerUnavailable(f"could not renew leases: {str(error) or 'no answer in time'}") from None
+        return [held[receipt] for receipt in gone]
+
+    # --- what nobody takes ---
+
+    def _tidy_later(self) -> None:
+        if self._tidying is None:
+            self._tidying = asyncio.get_running_loop().call_later(LINGER, self._tidy)
+
+    def _tidy(self) -> None:
+        self._tidying = None
+        if self._consumption is not None:
+            task = asyncio.create_task(self._tidy_up(self._consumption))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _tidy_up(self, consumption: Consumption) -> None:
+        """Close what credit nobody uses, and send back what nobody took."""
+        try:
+            await self._send_back(consumption, await self._io.call(consumption.untaken()))
+        except (BrokerUnavailable, ConnectionLost, ChannelClosed) as error:
+            logger.debug("could not send back what nobody took: %s", error)
+        if not consumption.is_idle and self._consumption is consumption:
+            self._tidy_later()
+
+    async def _send_back(self, consumption: Consumption, claims: Sequence[Claim]) -> None:
+        publications = [_as_it_came(claim) for claim in claims]
+        try:
+            if publications:
+                await self._publish_again(publications)
+        except BrokerUnavailable:
+            await self._io.call(consumption.settle([], [claim.receipt for claim in claims]))
+            raise
+        await self._io.call(consumption.settle([claim.receipt for claim in claims], []))
+
+
+_NOTHING: Final = Delivered(0, "", 0, False, "", "")
+
+
+def _stays_here(verdict: Verdict) -> bool:
+    """Back to the front: it waits with us, for whichever of our fetches comes next."""
+    return isinstance(verdict, Release) and verdict.delay <= 0 and not verdict.last
+
+
+def _sends(verdict: Verdict) -> bool:
+    return bool(verdict.publish) if isinstance(verdict, Ack) else not _stays_here(verdict)
+
+
+def _as_it_came(claim: Claim) -> Publication:
+    """A message that nobody started, with the losses it has met so far."""
+    unpacked = unpack(claim.delivered, claim.queue)
+    if not isinstance(unpacked.message, Message):
+        return Publication("", claim.queue, claim.delivered.properties, claim.delivered.body, "")
+    return pack(unpacked.message, headers={LOST: unpacked.lost} if unpacked.lost else None)
+
+
+@contextmanager
+def _raising() -> Generator[None]:
+    try:
+        yield
+    except (ConnectionLost, ChannelClosed) as error:
+        raise BrokerUnavailable(str(error)) from None

@@ -1,0 +1,407 @@
+"""The consuming side on RabbitMQ, on the event loop of an I/O thread.
+
+The server pushes; how much is said by each consumer's own prefetch, never a global one. Credit is open while
+somebody fetches, for as many messages as that somebody can start, and for a moment after: what a fetch leaves open
+would otherwise fetch for nobody. Messages that came and were not taken wait here, and go back when nobody takes them.
+
+A claim is the channel's: it ends with the connection. It also ends here when its lease is not renewed, so that a
+worker that hangs gives its messages to others, as on every broker.
+"""
+
+import asyncio
+import logging
+import random
+from bisect import insort
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from itertools import count
+from typing import Final
+from uuid import uuid4
+
+import msgspec
+from pamqp import commands
+
+from aqueue.broker import BrokerOptions
+from aqueue.broker.amqp.messages import priority_of
+from aqueue.broker.amqp.topology import Topology
+from aqueue.drivers.amqp_address import AmqpAddress
+from aqueue.drivers.amqp_codec import Delivered, ack_frame, requeue_frame
+from aqueue.drivers.amqp_connection import AmqpConnection, Channel, ConnectionLost
+
+logger = logging.getLogger("aqueue.broker")
+
+#: Seconds that a message stays here untaken, and that credit stays open with nobody fetching.
+LINGER: Final = 1.0
+#: A consumer's prefetch has two bytes, and 0 means no limit.
+_MOST_CREDIT: Final = 65535
+#: Looks for what a queue still holds, when a fetch can't wait; seconds between them.
+_LOOKS: Final = 20
+_LOOK_AGAIN: Final = 0.005
+
+
+class Claim(msgspec.Struct):
+    """A message handed out. ``receipt`` names this handing out, and no other."""
+
+    receipt: str
+    queue: str
+    delivered: Delivered
+
+
+class Ticket:
+    """What one fetch has claimed, for the case that nobody takes it."""
+
+    __slots__ = ("claims",)
+
+    def __init__(self) -> None:
+        self.claims: list[Claim] = []
+
+
+class _Consumer:
+    """Our standing order at a queue: ``prefetch`` messages at once, of which ``unacked`` are with us."""
+
+    __slots__ = ("prefetch", "queue", "tag", "unacked")
+
+    def __init__(self, queue: str, tag: str, prefetch: int) -> None:
+        self.queue = queue
+        self.tag = tag
+        self.prefetch = prefetch
+        self.unacked = 0
+
+    @property
+    def credit(self) -> int:
+        return max(0, self.prefetch - self.unacked)
+
+
+class _Entry:
+    """A message in our hands, waiting or handed out."""
+
+    __slots__ = ("consumer", "delivered", "ends", "order", "since")
+
+    def __init__(self, consumer: _Consumer, delivered: Delivered, order: tuple[int, int], since: float) -> None:
+        self.consumer = consumer
+        self.delivered = delivered
+        #: The most urgent first, then as they came.
+        self.order = order
+        #: When it began to wait here.
+        self.since = since
+        #: When its lease ends.
+        self.ends = 0.0
+
+
+class Consumption:
+    """See the module's text. Everything here happens on the I/O thread's loop."""
+
+    def __init__(self, address: AmqpAddress, options: BrokerOptions) -> None:
+        self._address = address
+        self._options = options
+        #: Half-open links are found out within twice this time.
+        self._heartbeat = max(1.0, options.lease / 3)
+        self._opening = asyncio.Lock()
+        self._failures = 0
+        self._connection: AmqpConnection | None = None
+        self._channel: Channel | None = None
+        self._topology: Topology | None = None
+        self._tags = count(1)
+        self._receipts = count(1)
+        self._prefix = uuid4().hex[:8]
+        self._fetching = 0
+        self._arrived = asyncio.Event()
+        self._sweeping: asyncio.TimerHandle | None = None
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
+        """Nothing of an ended connection is left: it can't be acknowledged on another."""
+        self._topology = None
+        self._channel = None
+        self._consumers: dict[str, _Consumer] = {}
+        #: By consumer tag, those that may still deliver.
+        self._ordered: dict[str, _Consumer] = {}
+        #: Waiting, by `_Entry.order`.
+        self._waiting: list[_Entry] = []
+        #: By receipt, handed out.
+        self._held: dict[str, _Entry] = {}
+        #: Delivery tags without an acknowledgement, in the order they came.
+        self._unacked: dict[int, None] = {}
+
+    # --- claiming ---
+
+    async def fetch(self, ticket: Ticket, queues: Sequence[str], limit: int, wait: float) -> list[Claim]:
+        """Claim up to ``limit`` messages. Raises ConnectionLost, ChannelClosed."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + wait
+        self._fetching += 1
+        try:
+            while True:
+                await self._open()
+                self._arrived.clear()
+                opened = await self._order(queues, limit)
+                if opened or (wait <= 0 and not self._waiting):
+                    await self._look(queues, limit)
+                found = self._take(queues, limit)
+                left = deadline - loop.time()
+                if found or left <= 0:
+                    ticket.claims = found
+                    return found
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(left):
+                        await self._arrived.wait()
+        finally:
+            self._fetching -= 1
+
+    def _take(self, queues: Collection[str], limit: int) -> list[Claim]:
+        now = asyncio.get_running_loop().time()
+        taken: list[_Entry] = []
+        left: list[_Entry] = []
+        for position, entry in enumerate(self._waiting):
+            if len(taken) == limit:
+                left += self._waiting[position:]
+                break
+            (taken if entry.consumer.queue in queues else left).append(entry)
+        self._waiting = left
+        claims: list[Claim] = []
+        for entry in taken:
+            entry.ends = now + self._options.lease
+            receipt = f"{self._prefix}.{next(self._receipts)}"
+            self._held[receipt] = entry
+            claims.append(Claim(receipt, entry.consumer.queue, entry.delivered))
+        if claims and self._sweeping is None:
+            self._sweep_later()
+        return claims
+
+    async def _order(self, queues: Sequence[str], limit: int) -> bool:
+        """Open as much credit as there is demand; whether any was opened just now."""
+        for name in [name for name in self._consumers if name not in queues]:
+            self._cancel(name)
+        wanted = limit - sum(entry.consumer.queue in queues for entry in self._waiting)
+        if wanted <= 0:
+            return False
+        share = -(-wanted // len(queues))
+        opened = False
+        for name in queues:
+            consumer = self._consumers.get(name)
+            credit = 0 if consumer is None else consumer.credit
+            if consumer is None:
+                await self._consume(name, share)
+            elif not credit or credit > wanted or (len(queues) == 1 and credit < wanted // 2):
+                await self._consume(name, wanted)
+            else:
+                continue
+            opened = True
+        return opened
+
+    async def _consume(self, name: str, credit: int) -> None:
+        """A consumer of this queue with fresh credit, in place of the one there is."""
+        assert self._channel is not None, "opened before"
+        assert self._topology is not None, "opened before"
+        self._cancel(name)
+        channel = self._channel
+        await self._topology.declare(name)
+        consumer = _Consumer(name, f"aq{next(self._tags)}", min(credit, _MOST_CREDIT))
+        self._consumers[name] = self._ordered[consumer.tag] = consumer
+        channel.request(commands.Basic.Qos(prefetch_count=consumer.prefetch))
+        await channel.call(commands.Basic.Consume(queue=name, consumer_tag=consumer.tag))
+
+    def _cancel(self, name: str) -> None:
+        """Open no more credit at a queue; what has been delivered stays ours."""
+        consumer = self._consumers.pop(name, None)
+        if consumer is not None and self._channel is not None and self._channel.closed is None:
+            consumer.prefetch = 0
+            self._channel.request(commands.Basic.Cancel(consumer_tag=consumer.tag))
+
+    async def _look(self, queues: Sequence[str], limit: int) -> None:
+        """Wait until what the queues hold now is here, so that the most urgent is not overtaken."""
+        channel = self._channel
+        assert channel is not None, "opened before"
+        for _ in range(_LOOKS):
+            asked = [channel.request(commands.Queue.Declare(queue=name, passive=True)) for name in queues]
+            ready = {name: (await answer).message_count for name, answer in zip(queues, asked, strict=True)}
+            # The counts overtake what is on its way to us; the answer to this does not.
+            await channel.call(commands.Basic.Qos(prefetch_count=1))
+            if len(self._waiting) >= limit or not any(self._would_come(name, ready[name]) for name in queues):
+                return
+            await asyncio.sleep(_LOOK_AGAIN)
+
+    def _would_come(self, name: str, ready: int) -> bool:
+        consumer = self._consumers.get(name)
+        return ready > 0 and consumer is not None and consumer.credit > 0
+
+    # --- settling ---
+
+    async def held(self, receipts: Collection[str]) -> set[str]:
+        """Those of the receipts that are still ours."""
+        return {receipt for receipt in receipts if receipt in self._held}
+
+    async def settle(self, done: Sequence[str], released: Sequence[str]) -> set[str]:
+        """Acknowledge, and put back to the front of what waits here; returns the receipts that are not ours."""
+        refused = {receipt for receipt in (*done, *released) if receipt not in self._held}
+        for receipt in released:
+            if receipt not in refused:
+                self._put_back(self._held.pop(receipt))
+        self._acknowledge([self._held.pop(receipt) for receipt in done if receipt not in refused])
+        return refused
+
+    async def abandon(self, ticket: Ticket) -> None:
+        """Nobody takes what a fetch has claimed."""
+        for claim in ticket.claims:
+            entry = self._held.pop(claim.receipt, None)
+            if entry is not None:
+                self._put_back(entry)
+
+    def _put_back(self, entry: _Entry) -> None:
+        entry.since = asyncio.get_running_loop().time()
+        insort(self._waiting, entry, key=_order_of)
+        self._arrived.set()
+
+    def _acknowledge(self, entries: Sequence[_Entry]) -> None:
+        """One frame for all up to a tag where that is possible, one each for the rest."""
+        channel = self._channel
+        if not entries or channel is None:
+            return
+        tags = {entry.delivered.tag for entry in entries}
+        upto = together = 0
+        for tag in self._unacked:
+            if tag not in tags:
+                break
+            upto = tag
+            together += 1
+        frames = [ack_frame(channel.number, upto, True)] if together > 1 else []
+        for entry in entries:
+            tag = entry.delivered.tag
+            entry.consumer.unacked -= 1
+            del self._unacked[tag]
+            if not frames or tag > upto:
+                frames.append(ack_frame(channel.number, tag, False))
+        with suppress(ConnectionLost):  # then they come again
+            channel.connection.write_all(frames)
+
+    # --- leases ---
+
+    async def extend(self, receipts: Collection[str]) -> list[str]:
+        """Renew leases; returns the receipts that are no longer ours."""
+        ends = asyncio.get_running_loop().time() + self._options.lease
+        gone: list[str] = []
+        for receipt in receipts:
+            entry = self._held.get(receipt)
+            if entry is None:
+                gone.append(receipt)
+            else:
+                entry.ends = ends
+        return gone
+
+    def _sweep_later(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._sweeping = loop.call_later(self._options.lease / 4, self._sweep)
+
+    def _sweep(self) -> None:
+        """Give up what was not renewed in time; the server counts it as lost, or the next holder does."""
+        now = asyncio.get_running_loop().time()
+        ended = [receipt for receipt, entry in self._held.items() if entry.ends <= now]
+        if ended and self._channel is not None:
+            logger.warning("gave back %d messages whose leases had ended", len(ended))
+            self._requeue([self._held.pop(receipt) for receipt in ended], self._channel)
+        self._sweeping = None
+        if self._held:
+            self._sweep_later()
+
+    def _requeue(self, entries: Sequence[_Entry], channel: Channel) -> None:
+        """Each to its place in its queue, and not to us again at once."""
+        for name in {entry.consumer.queue for entry in entries}:
+            self._cancel(name)
+        frames: list[bytes] = []
+        for entry in entries:
+            entry.consumer.unacked -= 1
+            del self._unacked[entry.delivered.tag]
+            frames.append(requeue_frame(channel.number, entry.delivered.tag))
+        with suppress(ConnectionLost):
+            channel.connection.write_all(frames)
+        self._arrived.set()
+
+    # --- what nobody takes ---
+
+    async def untaken(self, *, all: bool = False) -> list[Claim]:
+        """Claim what waits here and is taken by nobody, for it to be sent back.
+
+        ``all``: at the end, whatever waits. Else what has waited for longer than `LINGER`.
+        """
+        if all or not self._fetching:
+            for name in list(self._consumers):
+                self._cancel(name)
+        now = asyncio.get_running_loop().time()
+        queues = {entry.consumer.queue for entry in self._waiting if all or now - entry.since >= LINGER}
+        for name in queues:  # else as much again comes at once
+            self._cancel(name)
+        return self._take(queues, len(self._waiting)) if queues else []
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing that `untaken` will have to look after."""
+        return not self._waiting and (bool(self._fetching) or not self._consumers)
+
+    # --- the connection ---
+
+    async def _open(self) -> None:
+        async with self._opening:
+            if self._channel is not None and self._channel.closed is None:
+                return
+            if self._failures:
+                await asyncio.sleep(min(2.0, 0.05 * 2.0**self._failures) * random.uniform(0.5, 1.0))
+            try:
+                await self._connect()
+            except ConnectionLost:
+                self._failures += 1
+                raise
+            self._failures = 0
+
+    async def _connect(self) -> None:
+        if self._connection is not None and self._connection.lost is None:
+            self._connection.end(ConnectionLost("its channel was closed"))
+        connection = await AmqpConnection.connect(self._address, self._heartbeat, self._failures)
+        connection.on_lost = self._lost
+        self._connection = connection
+        channel = await connection.open_channel()
+        channel.on_delivery = self._delivered
+        channel.on_cancel = self._cancelled
+        channel.on_close = self._closed
+        self._topology = Topology(connection, self._options.queues, self._options.delayed_queue_type)
+        self._channel = channel
+
+    def _closed(self, error: Exception) -> None:
+        """The server refused something on our channel: what it had delivered is lost to us."""
+        assert self._connection is not None, "it has the channel"
+        self._connection.end(ConnectionLost(f"{self._address.shown}: {error}"))
+
+    def _lost(self, error: ConnectionLost) -> None:
+        if self._held or self._waiting:
+            logger.warning("%s; %d messages in hand go back to it", error, len(self._held) + len(self._waiting))
+        self._start_afresh()
+        self._arrived.set()
+
+    async def close(self) -> None:
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        if self._connection is not None:
+            await self._connection.close()
+
+    # --- told by the server ---
+
+    def _delivered(self, delivered: Delivered) -> None:
+        consumer = self._ordered[delivered.consumer_tag]
+        consumer.unacked += 1
+        self._unacked[delivered.tag] = None
+        order = (-priority_of(delivered.properties), delivered.tag)
+        insort(self._waiting, _Entry(consumer, delivered, order, asyncio.get_running_loop().time()), key=_order_of)
+        self._arrived.set()
+
+    def _cancelled(self, tag: str) -> None:
+        """The server ended a consumer: its queue was deleted, or its node is down. The next round makes it again."""
+        consumer = self._ordered[tag]
+        logger.warning("%s ended our consumer of queue %s: was it deleted?", self._address.shown, consumer.queue)
+        if self._consumers.get(consumer.queue) is consumer:
+            del self._consumers[consumer.queue]
+        if self._topology is not None:
+            self._topology.forget(consumer.queue)
+        self._arrived.set()
+
+
+def _order_of(entry: _Entry) -> tuple[int, int]:
+    return entry.order

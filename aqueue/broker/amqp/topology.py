@@ -1,0 +1,159 @@
+"""Exchanges, queues and bindings as Celery declares them (celery-protocol 3.2, 3.7).
+
+What exists is used as it is: each declaration first asks (passively), so that a queue made by somebody with other
+arguments is no error. Asking for what is not there costs a channel, so this has one of its own.
+
+Delays use Celery's own ladder: 28 queues whose messages wait 1, 2, 4... seconds and then move on. The first 28
+words of a routing key are the delay in binary, its last is the queue. Celery binds the end of the ladder by
+``#.<queue>``, which also catches queues whose names end alike; our binding says each word.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Any, Final
+
+from pamqp import commands
+
+from aqueue.broker import Queue
+from aqueue.drivers.amqp_connection import AmqpConnection, Channel, ChannelClosed
+
+#: Where messages die; see `aqueue.broker.amqp.dead`.
+DEAD: Final = "aqueue.dead"
+LEVELS: Final = 28
+#: Seconds; the ladder holds nothing longer. Who waits longer is looked at then, and sent on.
+LONGEST_DELAY: Final = (1 << LEVELS) - 1
+_ARRIVAL: Final = "celery_delayed_delivery"
+#: AMQP's codes for a channel that was closed.
+NOT_FOUND: Final = 404
+_REFUSED: Final = 403
+
+
+def delayed_route(queue: str, delay: float) -> tuple[str, str]:
+    """The exchange and the routing key for a delay in seconds, rounded up to whole ones."""
+    seconds = min(max(1, -int(-delay // 1)), LONGEST_DELAY)
+    bits = ".".join(f"{seconds:0{LEVELS}b}")
+    return _level(seconds.bit_length() - 1), f"{bits}.{queue}"
+
+
+def _level(level: int) -> str:
+    return f"celery_delayed_{level}"
+
+
+def arguments_of(queues: Mapping[str, Queue], name: str) -> Queue:
+    """What the settings say of a queue: by its name, else by the first glob that fits."""
+    found = queues.get(name)
+    if found is None:
+        found = next((queue for glob, queue in queues.items() if fnmatchcase(name, glob)), None)
+    return found if found is not None else Queue()
+
+
+class Topology:
+    """What one connection has declared."""
+
+    def __init__(self, connection: AmqpConnection, queues: Mapping[str, Queue], delayed_type: str) -> None:
+        self._connection = connection
+        self._queues = queues
+        self._delayed_type = delayed_type
+        self._channel: Channel | None = None
+        self._lock = asyncio.Lock()
+        self._declared: set[str] = set()
+        self._delayed: set[str] = set()
+
+    async def declare(self, name: str) -> None:
+        """Have a queue, its exchange and its binding. Raises ChannelClosed, ConnectionLost."""
+        if name in self._declared:
+            return
+        async with self._lock:
+            await self._declare(name)
+
+    async def declare_delayed(self, name: str) -> None:
+        """Have the ladder of delays, and its end bound to a queue."""
+        if name in self._delayed:
+            return
+        async with self._lock:
+            await self._declare(name)
+            if not self._delayed:
+                await self._declare_ladder()
+            key = "*." * LEVELS + name
+            await self._call(commands.Queue.Bind(queue=name, exchange=_ARRIVAL, routing_key=key))
+            self._delayed.add(name)
+
+    async def declare_dead(self) -> None:
+        async with self._lock:
+            if DEAD not in self._declared and not await self._has_queue(DEAD):
+                await self._call(commands.Queue.Declare(queue=DEAD, durable=True))
+            self._declared.add(DEAD)
+
+    async def has_exchange(self, name: str) -> bool:
+        async with self._lock:
+            return await self._exists(commands.Exchange.Declare(exchange=name, passive=True))
+
+    def forget(self, name: str) -> None:
+        """A queue has been deleted."""
+        self._declared.discard(name)
+        self._delayed.discard(name)
+
+    async def _declare(self, name: str) -> None:
+        queue = arguments_of(self._queues, name)
+        there = await self._has_queue(name)
+        if not there:
+            await self._call(commands.Queue.Declare(queue=name, durable=True, arguments=dict(queue.all_arguments)))
+        try:
+            await self._bind(name, queue)
+        except ChannelClosed as error:
+            if not there or error.code != _REFUSED:
+                raise
+            # It has been bound by who made it; messages of ours go straight to it.
+        self._declared.add(name)
+
+    async def _bind(self, name: str, queue: Queue) -> None:
+        exchange = queue.exchange or name
+        if not await self._exists(commands.Exchange.Declare(exchange=exchange, passive=True)):
+            made = commands.Exchange.Declare(exchange=exchange, exchange_type=queue.exchange_type, durable=True)
+            await self._call(made)
+        key = name if queue.routing_key is None else queue.routing_key
+        await self._call(commands.Queue.Bind(queue=name, exchange=exchange, routing_key=key))
+
+    async def _declare_ladder(self) -> None:
+        """Section 3.7. Whoever makes it begins at one end, so with both ends there it is whole."""
+        if await self._has_queue(_level(0)) and await self._has_queue(_level(LEVELS - 1)):
+            return
+        for name in (_ARRIVAL, *map(_level, range(LEVELS))):
+            await self._call(commands.Exchange.Declare(exchange=name, exchange_type="topic", durable=True))
+        for level in range(LEVELS):
+            await self._declare_level(level)
+
+    async def _declare_level(self, level: int) -> None:
+        name = _level(level)
+        below = _level(level - 1) if level else _ARRIVAL
+        above = "*." * (LEVELS - 1 - level)
+        if not await self._has_queue(name):
+            arguments: dict[str, Any] = {
+                "x-queue-type": self._delayed_type,
+                "x-overflow": "reject-publish",
+                "x-message-ttl": 1000 << level,
+                "x-dead-letter-exchange": below,
+            }
+            if self._delayed_type == "quorum":
+                arguments["x-dead-letter-strategy"] = "at-least-once"
+            await self._call(commands.Queue.Declare(queue=name, durable=True, arguments=arguments))
+        await self._call(commands.Queue.Bind(queue=name, exchange=name, routing_key=f"{above}1.#"))
+        await self._call(commands.Exchange.Bind(destination=below, source=name, routing_key=f"{above}0.#"))
+
+    async def _has_queue(self, name: str) -> bool:
+        return await self._exists(commands.Queue.Declare(queue=name, passive=True))
+
+    async def _exists(self, question: Any) -> bool:
+        try:
+            await self._call(question)
+        except ChannelClosed as error:
+            if error.code != NOT_FOUND:
+                raise
+            return False
+        return True
+
+    async def _call(self, method: Any) -> Any:
+        if self._channel is None or self._channel.closed is not None:
+            self._channel = await self._connection.open_channel()
+        return await self._channel.call(method)
