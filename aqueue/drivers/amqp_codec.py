@@ -304,9 +304,19 @@ def method_frame(method: Any, channel: int) -> bytes:
         raise Malformed(str(error)) from None
 
 
-def publication(channel: int, exchange: str, routing_key: str, properties: bytes, body: bytes, frame_max: int) -> bytes:
-    """``basic.publish``, mandatory, with its content. Raises Malformed."""
-    method = b"".join((b"\x00\x3c\x00\x28\x00\x00", encode_short(exchange), encode_short(routing_key), b"\x01"))
+def publication(
+    channel: int,
+    exchange: str,
+    routing_key: str,
+    properties: bytes,
+    body: bytes,
+    frame_max: int,
+    *,
+    mandatory: bool = True,
+) -> bytes:
+    """``basic.publish`` with its content. ``mandatory``: it comes back when no queue takes it. Raises Malformed."""
+    bits = b"\x01" if mandatory else b"\x00"
+    method = b"".join((b"\x00\x3c\x00\x28\x00\x00", encode_short(exchange), encode_short(routing_key), bits))
     header = b"\x00\x3c\x00\x00" + _tag.pack(len(body)) + properties
     if len(header) + _OVERHEAD > frame_max:
         raise Malformed(f"the headers are {len(header):,} bytes; one frame of this server takes {frame_max:,}")

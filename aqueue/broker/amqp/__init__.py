@@ -41,12 +41,12 @@ from aqueue.broker import (
 from aqueue.broker.amqp.consuming import LINGER, Claim, Consumption, Ticket
 from aqueue.broker.amqp.dead import letter
 from aqueue.broker.amqp.inspection import AmqpInspection
-from aqueue.broker.amqp.messages import LOST, Publication, pack, unpack
-from aqueue.broker.amqp.publishing import Publisher
+from aqueue.broker.amqp.messages import LOST, pack, unpack
 from aqueue.broker.amqp.topology import Topology, delayed_route
 from aqueue.drivers.amqp_address import AmqpAddress
 from aqueue.drivers.amqp_codec import Delivered, Malformed
-from aqueue.drivers.amqp_connection import ChannelClosed, ConnectionLost
+from aqueue.drivers.amqp_connection import AmqpConnection, ChannelClosed, ConnectionLost
+from aqueue.drivers.amqp_publisher import Publication, Publisher
 from aqueue.drivers.io_thread import IoThread
 from aqueue.errors import BrokerUnavailable, EnqueueFailed
 from aqueue.protocol import Message
@@ -68,7 +68,9 @@ class AmqpBroker:
         self.holder = ""
         self._address = address
         self._options = options
-        self._publisher = Publisher(address, options.timeout, options.queues, options.delayed_queue_type)
+        self._publisher = Publisher(address, options.timeout)
+        #: What is declared on the publisher's connection.
+        self._topology: Topology | None = None
         self._io = IoThread("aqueue-rabbitmq")
         self._consumption: Consumption | None = None
         #: What came, by receipt, for those that nobody can read: they are buried as they came.
@@ -104,7 +106,7 @@ class AmqpBroker:
 
     @property
     def inspection(self) -> AmqpInspection:
-        return AmqpInspection(self._publisher)
+        return AmqpInspection(self._publisher, self._declare)
 
     def now(self) -> float:
         """This machine's clock: RabbitMQ tells nobody its own."""
@@ -127,7 +129,7 @@ class AmqpBroker:
                 refused[position] = str(error)
         try:
             if publications:
-                await self._publisher.publish(publications, lambda topology: self._prepare(topology, messages))
+                await self._publisher.publish(publications, lambda connection: self._prepare(connection, messages))
         except EnqueueFailed as error:
             if error.refused is None and not refused:
                 raise
@@ -150,7 +152,13 @@ class AmqpBroker:
         at_once = bool(message.exchange) or any(fnmatchcase(message.queue, glob) for glob in self._options.eta_queues)
         return message.delay > 0 and not at_once
 
-    async def _prepare(self, topology: Topology, messages: Sequence[Message]) -> None:
+    def _topology_of(self, connection: AmqpConnection) -> Topology:
+        if self._topology is None or self._topology.connection is not connection:
+            self._topology = Topology(connection, self._options.queues, self._options.delayed_queue_type)
+        return self._topology
+
+    async def _prepare(self, connection: AmqpConnection, messages: Sequence[Message]) -> None:
+        topology = self._topology_of(connection)
         for message in messages:
             if message.exchange:
                 if not await topology.has_exchange(message.exchange):
@@ -214,11 +222,14 @@ class AmqpBroker:
     async def _publish_again(self, publications: Sequence[Publication]) -> None:
         """Straight to queues that were there a moment ago."""
 
-        async def prepare(topology: Topology) -> None:
-            for one in publications:
-                await topology.declare(one.routing_key)
+        await self._publisher.publish(
+            publications, lambda connection: self._declare(connection, {one.routing_key for one in publications})
+        )
 
-        await self._publisher.publish(publications, prepare)
+    async def _declare(self, connection: AmqpConnection, queues: Collection[str]) -> None:
+        topology = self._topology_of(connection)
+        for name in queues:
+            await topology.declare(name)
 
     async def _hand_back(self, found: Sequence[Delivery]) -> None:
         await self._finish([], [delivery.receipt for delivery in found])
@@ -256,10 +267,10 @@ class AmqpBroker:
                 case Release():
                     pass
 
-        async def prepare(topology: Topology) -> None:
-            await self._prepare(topology, messages)
+        async def prepare(connection: AmqpConnection) -> None:
+            await self._prepare(connection, messages)
             if buries:
-                await topology.declare_dead()
+                await self._topology_of(connection).declare_dead()
 
         if publications:
             await self._publisher.publish(publications, prepare)

@@ -12,9 +12,10 @@ from uuid import uuid4
 import msgspec
 
 from aqueue.broker import Bury, DeadLetter, Delivery
-from aqueue.broker.amqp.messages import LETTER, RAW_PROPERTIES, Publication, pack, unpack
+from aqueue.broker.amqp.messages import LETTER, RAW_PROPERTIES, pack, unpack
 from aqueue.broker.amqp.topology import DEAD
 from aqueue.drivers.amqp_codec import Delivered, Malformed, decode_properties, encode_properties
+from aqueue.drivers.amqp_publisher import Publication
 from aqueue.protocol import Message
 from aqueue.shapes import is_list, is_object
 

@@ -6,7 +6,7 @@ nobody can tell is None. Letters are read by taking them all and letting go of t
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, NoReturn
 
@@ -14,10 +14,10 @@ from pamqp import commands
 
 from aqueue.broker import DeadLetter, QueueDepth, Recovered
 from aqueue.broker.amqp.dead import original_of, read_letter
-from aqueue.broker.amqp.publishing import Publisher
-from aqueue.broker.amqp.topology import DEAD, NOT_FOUND, Topology
+from aqueue.broker.amqp.topology import DEAD, NOT_FOUND
 from aqueue.drivers.amqp_codec import Delivered, ack_frame
-from aqueue.drivers.amqp_connection import Channel, ChannelClosed, ConnectionLost
+from aqueue.drivers.amqp_connection import AmqpConnection, Channel, ChannelClosed, ConnectionLost
+from aqueue.drivers.amqp_publisher import Publisher
 from aqueue.errors import BrokerUnavailable, ConfigurationError
 
 #: How many are asked for at once.
@@ -30,8 +30,11 @@ _PATIENCE: Final = 60.0
 class AmqpInspection:
     """A `aqueue.broker.Inspection` of one virtual host."""
 
-    def __init__(self, publisher: Publisher) -> None:
+    def __init__(
+        self, publisher: Publisher, declare: Callable[[AmqpConnection, Collection[str]], Awaitable[None]]
+    ) -> None:
         self._publisher = publisher
+        self._declare = declare
 
     async def queues(self, known: Sequence[str] = ()) -> Sequence[QueueDepth]:
         dead = Counter(letter.message.queue for letter in await self.dead(limit=_EVERY))
@@ -69,7 +72,7 @@ class AmqpInspection:
             if chosen:
                 queues = {letter.message.queue for _, letter in chosen}
                 originals = [original_of(letter, one) for one, letter in chosen]
-                await self._publisher.publish(originals, lambda topology: _declare_all(topology, queues))
+                await self._publisher.publish(originals, lambda connection: self._declare(connection, queues))
             await _acknowledge(channel, [one for one, _ in chosen])
         return len(chosen)
 
@@ -127,11 +130,6 @@ class AmqpInspection:
                 if len(found) % _CHUNK or not isinstance(answers[-1], Delivered):
                     break
             yield channel, found
-
-
-async def _declare_all(topology: Topology, queues: Collection[str]) -> None:
-    for name in queues:
-        await topology.declare(name)
 
 
 async def _acknowledge(channel: Channel, letters: Sequence[Delivered]) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from aqueue.drivers.amqp_codec import Delivered, Malformed, decode_properties, encode_properties
+from aqueue.drivers.amqp_publisher import Publication
 from aqueue.errors import BadMessage
 from aqueue.protocol import MAX_PRIORITY, Message, Unreadable
 
@@ -28,16 +29,6 @@ _SERVER_COUNT: Final = "x-delivery-count"
 _DEATH: Final = ("x-death", "x-first-death-", "x-last-death-")
 #: Properties that travel as they came; all are text.
 _CARRIED: Final = ("correlation_id", "reply_to", "message_id", "type", "app_id")
-
-
-class Publication(msgspec.Struct, frozen=True):
-    """A message on its way: where to, and the encoded rest. ``id`` names it in errors and returns."""
-
-    exchange: str
-    routing_key: str
-    properties: bytes
-    body: bytes
-    id: str
 
 
 def pack(

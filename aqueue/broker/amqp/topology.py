@@ -52,7 +52,7 @@ class Topology:
     """What one connection has declared."""
 
     def __init__(self, connection: AmqpConnection, queues: Mapping[str, Queue], delayed_type: str) -> None:
-        self._connection = connection
+        self.connection = connection
         self._queues = queues
         self._delayed_type = delayed_type
         self._channel: Channel | None = None
@@ -155,5 +155,5 @@ class Topology:
 
     async def _call(self, method: Any) -> Any:
         if self._channel is None or self._channel.closed is not None:
-            self._channel = await self._connection.open_channel()
+            self._channel = await self.connection.open_channel()
         return await self._channel.call(method)

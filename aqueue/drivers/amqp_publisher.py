@@ -8,14 +8,12 @@ it; a server that has gone silent is found out by the next send, whose answer is
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
+import msgspec
 from pamqp import commands
 
-from aqueue.broker import Queue
-from aqueue.broker.amqp.messages import Publication
-from aqueue.broker.amqp.topology import Topology
 from aqueue.drivers.amqp_address import AmqpAddress
 from aqueue.drivers.amqp_codec import Confirmed, Malformed, Returned, decode_properties, publication
 from aqueue.drivers.amqp_connection import AmqpConnection, Channel, ChannelClosed, ConnectionLost
@@ -27,8 +25,24 @@ logger = logging.getLogger("aqueue.broker")
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 2.0
 
-#: What must be there before something is sent.
-Prepare = Callable[[Topology], Awaitable[None]]
+#: Declares, on the connection that will be used, what must be there before something is sent.
+Prepare = Callable[[AmqpConnection], Awaitable[None]]
+
+
+class Publication(msgspec.Struct, frozen=True):
+    """A message on its way: where to, and the encoded rest. ``id`` is its correlation id, and names it in errors."""
+
+    exchange: str
+    routing_key: str
+    properties: bytes
+    body: bytes
+    id: str
+    #: It is an error when no queue takes it.
+    mandatory: bool = True
+
+
+async def nothing_to_prepare(connection: AmqpConnection) -> None:
+    """For what goes to a queue that others have declared, or haven't."""
 
 
 class _Batch:
@@ -58,16 +72,11 @@ class _Sent:
 class Publisher:
     """See the module's text. Made and used on one event loop; ``timeout`` (seconds) bounds each `publish`."""
 
-    def __init__(
-        self, address: AmqpAddress, timeout: float, queues: Mapping[str, Queue], delayed_queue_type: str
-    ) -> None:
+    def __init__(self, address: AmqpAddress, timeout: float) -> None:
         self.address = address
         self._timeout = timeout
-        self._queues = queues
-        self._delayed_queue_type = delayed_queue_type
         self._connection: AmqpConnection | None = None
         self._channel: Channel | None = None
-        self._topology: Topology | None = None
         self._opening = asyncio.Lock()
         self._failures = 0
         self._failure = ""
@@ -85,8 +94,8 @@ class Publisher:
         written = False
         try:
             async with asyncio.timeout(self._timeout):
-                channel, topology = await self.open()
-                await prepare(topology)
+                channel = await self._open()
+                await prepare(channel.connection)
                 await self._await_unblocked(channel.connection)
                 written = True
                 self._write(channel, publications, batch)
@@ -108,24 +117,24 @@ class Publisher:
             everything = len(batch.refused) == len(publications)
             raise EnqueueFailed(f"not stored: {reasons}", refused=None if everything else batch.refused)
 
-    async def open(self) -> tuple[Channel, Topology]:
-        """The connection's channel for sending, and what is declared on it; made when there is none.
+    async def _open(self) -> Channel:
+        """The channel for sending, made when there is none.
 
         Raises ConnectionLost when the server refuses us; goes on trying when it can't be reached.
         """
         async with self._opening:
-            while self._channel is None or self._channel.closed is not None or self._topology is None:
+            while self._channel is None or self._channel.closed is not None:
                 if self._failures:
                     pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0**self._failures)
                     await asyncio.sleep(pause * random.uniform(0.5, 1.0))
                 try:
-                    await self._open()
+                    await self._connect()
                 except ConnectionLost as error:
                     self._failures += 1
                     self._failure = str(error)
                     if error.refused:
                         raise
-            return self._channel, self._topology
+            return self._channel
 
     async def close(self) -> None:
         connection, self._connection, self._channel = self._connection, None, None
@@ -135,14 +144,11 @@ class Publisher:
     async def connection(self) -> AmqpConnection:
         """The connection itself, for looking around. Raises ConnectionLost, TimeoutError."""
         async with asyncio.timeout(self._timeout):
-            channel, _ = await self.open()
-            return channel.connection
+            return (await self._open()).connection
 
-    async def _open(self) -> None:
+    async def _connect(self) -> None:
         if self._connection is None or self._connection.lost is not None:
-            self._topology = None
             self._connection = await AmqpConnection.connect(self.address, 0.0, self._failures)
-            self._topology = Topology(self._connection, self._queues, self._delayed_queue_type)
         channel = await self._connection.open_channel()
         channel.on_confirm = self._confirmed
         channel.on_return = self._returned
@@ -167,7 +173,15 @@ class Publisher:
         frame_max = channel.connection.frame_max
         for position, one in enumerate(publications):
             try:
-                frame = publication(channel.number, one.exchange, one.routing_key, one.properties, one.body, frame_max)
+                frame = publication(
+                    channel.number,
+                    one.exchange,
+                    one.routing_key,
+                    one.properties,
+                    one.body,
+                    frame_max,
+                    mandatory=one.mandatory,
+                )
             except Malformed as error:
                 batch.refused[position] = str(error)
                 batch.left -= 1
