@@ -11,7 +11,6 @@ from aqueue.results import FAILURE, PENDING, RETRY, SUCCESS, RemoteError, Result
 from tests.conformance.conftest import MakeStore, Traits
 from tests.kit.waiting import until
 
-
 #: Some stores reckon the end of a result from this, so it lies in the present; some keep whole seconds only.
 DONE = datetime.now(timezone.utc).isoformat(timespec="seconds")
 
