@@ -38,6 +38,7 @@ STORES: Final = {
     "memory": Traits("memory://"),
     "sqlite": Traits("sqlite:///{folder}/queue.db"),
     "redis": Traits(),
+    "database": Traits("db+sqlite:///{folder}/results.db", keeps_family=False),
 }
 
 MakeBroker = Callable[..., Awaitable[Broker]]
