@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 
 from aqueue.url import Url
+from tests.kit.databases import MariaDbServer, PostgresServer
 from tests.kit.proxy import Proxy
 from tests.kit.servers import RedisServer
 
@@ -50,6 +51,34 @@ def redis_proxy(redis_server: RedisServer, redis_url: str) -> Iterator[Proxy]:
     proxy = Proxy(redis_server.port)
     yield proxy
     proxy.close()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """One PostgreSQL for the whole run; `postgresql_url` empties it for each test."""
+    server = PostgresServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def postgresql_url(postgres_server: PostgresServer) -> str:
+    postgres_server.empty()
+    return postgres_server.url
+
+
+@pytest.fixture(scope="session")
+def mariadb_server() -> Iterator[MariaDbServer]:
+    """One MariaDB for the whole run; `mariadb_url` empties it for each test."""
+    server = MariaDbServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def mariadb_url(mariadb_server: MariaDbServer) -> str:
+    mariadb_server.empty()
+    return mariadb_server.url
 
 
 @pytest.fixture(params=KINDS)

@@ -38,7 +38,9 @@ STORES: Final = {
     "memory": Traits("memory://"),
     "sqlite": Traits("sqlite:///{folder}/queue.db"),
     "redis": Traits(),
-    "database": Traits("db+sqlite:///{folder}/results.db", keeps_family=False),
+    "sqlite_database": Traits("db+sqlite:///{folder}/results.db", keeps_family=False),
+    "postgresql": Traits(keeps_family=False),
+    "mariadb": Traits(keeps_family=False, shortest_life=2.0),  # its times are whole seconds
 }
 
 MakeBroker = Callable[..., Awaitable[Broker]]
