@@ -1,7 +1,7 @@
 """Where a SQL database is, by Celery's ``db+`` URLs, and an engine of SQLAlchemy's for it.
 
 Celery's users name a blocking driver, or none. Here each database has one driver for asyncio: aiosqlite, asyncpg
-and aiomysql, which are kept up, and of which the last shares its parser with the PyMySQL that Celery's users have.
+and asyncmy, which are kept up (aiomysql fails to send bytes beside PyMySQL 1.2, which Celery's users have).
 """
 
 import ssl
@@ -114,6 +114,6 @@ _SQLITE: Final = _Driver("sqlite+aiosqlite", "aiosqlite", ("Error",), _sqlite_ar
 _DRIVERS: Final = {
     "sqlite": _SQLITE,
     "postgresql": _Driver("postgresql+asyncpg", "asyncpg", ("PostgresError", "InterfaceError"), _postgresql_arguments),
-    "mysql": _Driver("mysql+aiomysql", "aiomysql", ("Error",), _mysql_arguments),
-    "mariadb": _Driver("mariadb+aiomysql", "aiomysql", ("Error",), _mysql_arguments),
+    "mysql": _Driver("mysql+asyncmy", "asyncmy", ("Error",), _mysql_arguments),
+    "mariadb": _Driver("mariadb+asyncmy", "asyncmy", ("Error",), _mysql_arguments),
 }

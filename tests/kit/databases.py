@@ -38,7 +38,11 @@ class DatabaseServer:
             self._as |= {"user": self.account, "group": self.account, "extra_groups": []}
             shutil.chown(self.folder, self.account, self.account)
         self._process: Process | None = None
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
 
     def start(self) -> None:
         with (self.folder / "server.log").open("ab") as log:
@@ -137,10 +141,10 @@ class MariaDbServer(DatabaseServer):
     def command(self) -> list[str]:
         data, first = self.folder / "data", self.folder / "first.sql"
         if not data.exists():
-            first.write_text(
-                f"CREATE DATABASE IF NOT EXISTS results;"
-                f"CREATE USER IF NOT EXISTS {USER}@'127.0.0.1' IDENTIFIED BY '{_PASSWORD_PLAIN}';"
-                f"GRANT ALL ON results.* TO {USER}@'127.0.0.1';"
+            first.write_text(  # a statement a line
+                f"CREATE DATABASE IF NOT EXISTS results;\n"
+                f"CREATE USER IF NOT EXISTS {USER}@'127.0.0.1' IDENTIFIED BY '{_PASSWORD_PLAIN}';\n"
+                f"GRANT ALL ON results.* TO {USER}@'127.0.0.1';\n"
             )
             first.chmod(0o644)
             make = [self._install, "--no-defaults", f"--datadir={data}", "--skip-test-db"]
