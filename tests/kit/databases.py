@@ -17,8 +17,8 @@ from tests.kit.servers import Process, free_port, require, wait_for
 
 #: No secret: what the servers are made with.
 USER: Final = "aqueue"
-PASSWORD: Final = "p%40ss:w/rd"
-_PASSWORD_PLAIN: Final = "p@ss:w/rd"
+PASSWORD: Final = "p%40ss%2Fw%25rd"
+_PASSWORD_PLAIN: Final = "p@ss/w%rd"
 #: Seconds a server may take to start on a busy machine.
 _PATIENCE: Final = 60.0
 
