@@ -71,7 +71,9 @@ class DatabaseResults:
         self._store_statement = store(address.database)
         self._announce_statement = store_if_absent(address.database)
         self._engine: AsyncEngine | None = None
-        self._opening = asyncio.Lock()
+        #: Whether the tables are there, as far as is known: after an error they are looked for again.
+        self._prepared = False
+        self._preparing = asyncio.Lock()
         self._next_cleaning = 0.0
         self._polling = Polling(self._read_ended)
 
@@ -248,25 +250,25 @@ class DatabaseResults:
     async def _transaction(self) -> AsyncGenerator[AsyncConnection]:
         try:
             async with asyncio.timeout(self._timeout):
-                engine = await self._open()
+                engine = await self._ready()
                 async with engine.begin() as connection:
                     yield connection
         except TimeoutError:
+            self._prepared = False
             raise StoreUnavailable(f"{self._address} did not answer within {self._timeout:g} s") from None
         except self._address.errors as error:
+            self._prepared = False
             raise StoreUnavailable(f"{self._address}: {self._address.sentence(error)}") from None
 
-    async def _open(self) -> AsyncEngine:
-        async with self._opening:
-            if self._engine is None:
-                engine = self._address.engine(self._timeout)
-                try:
-                    await prepare(engine)
-                except BaseException:
-                    await engine.dispose()
-                    raise
-                self._engine = engine
-            return self._engine
+    async def _ready(self) -> AsyncEngine:
+        if self._engine is None:
+            self._engine = self._address.engine(self._timeout)
+        if not self._prepared:
+            async with self._preparing:
+                if not self._prepared:
+                    await prepare(self._engine)
+                    self._prepared = True
+        return self._engine
 
 
 async def _remove(connection: AsyncConnection, table: sa.Table, oldest: datetime) -> int:

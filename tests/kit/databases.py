@@ -26,6 +26,8 @@ _PATIENCE: Final = 60.0
 class DatabaseServer:
     """What all have in common. Tests that run as root start it as the user of the system's package."""
 
+    #: The password, as nobody may see it.
+    secret = _PASSWORD_PLAIN
     #: The system user, as which no server runs unless tests run as root.
     account: str
 
@@ -106,7 +108,7 @@ class PostgresServer(DatabaseServer):
             )  # fmt: skip
         settings = {
             "listen_addresses": "127.0.0.1", "port": self.port, "unix_socket_directories": "", "fsync": "off",
-            "synchronous_commit": "off", "full_page_writes": "off", "shared_buffers": "16MB",
+            "full_page_writes": "off", "shared_buffers": "16MB",
         }  # fmt: skip
         options = [text for name, value in settings.items() for text in ("-c", f"{name}={value}")]
         return [str(self._bin / "postgres"), "-D", str(data), *options]
