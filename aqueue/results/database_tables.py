@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.schema import CreateSequence
 
 from aqueue.results import SUCCESS
 
@@ -86,8 +87,9 @@ def store(database: str) -> sa.Insert:
     """Store a row unless its task has succeeded: one statement, so no two writers come between each other."""
     if database in _MYSQL:
         row = mysql.insert(tasks)
-        ended = tasks.c.status == sa.literal_column(f"'{SUCCESS}'")
-        kept = [(name, sa.case((ended, tasks.c[name]), else_=row.inserted[name])) for name in _CHANGED]
+        # MySQL has no name for the key that was double: never write into the row of another task.
+        open_ = (tasks.c.task_id == row.inserted.task_id) & (tasks.c.status != sa.literal_column(f"'{SUCCESS}'"))
+        kept = [(name, sa.case((open_, row.inserted[name]), else_=tasks.c[name])) for name in _CHANGED]
         return row.on_duplicate_key_update(kept)
     insert = _insert(database)
     return insert.on_conflict_do_update(
@@ -113,8 +115,7 @@ async def prepare(engine: AsyncEngine) -> None:
     for left in reversed(range(_TRIES)):
         try:
             async with engine.begin() as connection:
-                await connection.run_sync(metadata.create_all)
-                await connection.run_sync(_add_columns)
+                await connection.run_sync(_make)
         except SQLAlchemyError:  # another process may have made what was missing a moment ago
             if not left:
                 raise
@@ -122,8 +123,27 @@ async def prepare(engine: AsyncEngine) -> None:
             return
 
 
-def _add_columns(connection: sa.Connection) -> None:
-    there = {column["name"] for column in sa.inspect(connection).get_columns(tasks.name)}
+def _make(connection: sa.Connection) -> None:
+    found = sa.inspect(connection)
+    there = set(found.get_table_names())
+    if connection.dialect.supports_sequences:
+        for table in there & set(metadata.tables):
+            _add_sequence(connection, found, metadata.tables[table])
+    metadata.create_all(connection)
+    if tasks.name in there:
+        _add_columns(connection, {column["name"] for column in found.get_columns(tasks.name)})
+
+
+def _add_sequence(connection: sa.Connection, found: sa.Inspector, table: sa.Table) -> None:
+    """For a table made without one, as MariaDB's were once: it must not begin with ids that are taken."""
+    sequence = table.c.id.default
+    assert isinstance(sequence, sa.Sequence)
+    if not found.has_sequence(sequence.name):
+        last: int = connection.execute(sa.select(sa.func.coalesce(sa.func.max(table.c.id), 0))).scalar_one()
+        connection.execute(CreateSequence(sa.Sequence(sequence.name, start=last + 1)))
+
+
+def _add_columns(connection: sa.Connection, there: set[str]) -> None:
     for column in tasks.columns:
         if column.name not in there:
             kind = column.type.compile(connection.dialect)

@@ -197,6 +197,26 @@ async def test_an_older_table_gets_the_columns_that_it_lacks(file: Path, make: M
     assert found.extra["name"] == "n"
 
 
+async def test_a_table_without_a_sequence_keeps_the_rows_that_it_has(
+    mariadb_server: MariaDbServer, mariadb_url: str, make: Make
+) -> None:
+    with closing(mariadb_server.connect()) as connection, connection.cursor() as cursor:
+        columns = OLD_TABLE.replace("AUTOINCREMENT", "AUTO_INCREMENT")
+        cursor.execute(columns)
+        for number in range(3):
+            row = "INSERT INTO celery_taskmeta (task_id, status, result) VALUES (%s, 'FAILURE', '{}')"
+            cursor.execute(row, (f"old {number}",))
+        connection.commit()
+    store = await make(mariadb_url)
+    await put(store, ended("a", 1), ended("b", 2))
+    await store.announce([store.record(Result(task_id="c", state=PENDING))])
+    assert [await value_of(store, name) for name in ("a", "b", "c")] == [1, 2, None]
+    for number in range(3):
+        found = await store.get(f"old {number}")
+        assert found is not None
+        assert found.state == FAILURE
+
+
 @pytest.mark.parametrize("wait", [0, 5])
 async def test_pickles_of_older_workers_are_read_only_where_pickle_is_accepted(
     file: Path, make: Make, wait: float
@@ -310,7 +330,7 @@ async def test_tables_that_somebody_drops_are_made_again(url: str, file: Path, m
     assert engine is not None
     async with engine.begin() as connection:
         await connection.run_sync(tables.metadata.drop_all)
-    with pytest.raises(StoreUnavailable, match="celery_taskmeta"):
+    with pytest.raises(StoreUnavailable, match=r"celery_taskmeta|task_id_sequence"):
         await put(store, ended("b"))
     await put(store, ended("b"))
     assert await value_of(store, "b") == 5
