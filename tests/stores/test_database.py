@@ -1,6 +1,7 @@
 """What is particular to results in SQL databases: Celery's tables as they may be found, and servers that go."""
 
 import asyncio
+import json
 import pickle
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -15,7 +16,7 @@ from msgspec.structs import replace
 
 from aqueue import results as stores
 from aqueue.errors import BadMessage, MessageTooLarge, StoreUnavailable
-from aqueue.results import FAILURE, PENDING, SUCCESS, RemoteError, Result, StoreOptions
+from aqueue.results import FAILURE, FINAL_STATES, PENDING, SUCCESS, RemoteError, Result, StoreOptions
 from aqueue.results import database_tables as tables
 from aqueue.results.database import DatabaseResults
 from aqueue.url import Url
@@ -24,6 +25,8 @@ from tests.kit.proxy import Proxy
 from tests.kit.waiting import until
 
 Make = Callable[..., Awaitable[DatabaseResults]]
+
+WIRE: Final = Path(__file__).parent.parent / "wire"
 
 #: Celery's table before 5.7, without the columns that came with it.
 OLD_TABLE: Final = """
@@ -215,6 +218,51 @@ async def test_a_table_without_a_sequence_keeps_the_rows_that_it_has(
         found = await store.get(f"old {number}")
         assert found is not None
         assert found.state == FAILURE
+
+
+def captured(name: str) -> Any:
+    return json.loads((WIRE / name).read_text())
+
+
+def blob(value: Any) -> Any:
+    return value["bytes_utf8"].encode() if isinstance(value, dict) else value
+
+
+@pytest.mark.parametrize("name", ["db_results.json", "db_results_extended.json"])
+async def test_captured_rows_are_read_and_written_alike(name: str, file: Path, tmp_path: Path, make: Make) -> None:
+    found = captured(name)
+    rows = [{key: blob(value) for key, value in row.items()} for row in found["tables"]["celery_taskmeta"]]
+    with opened(file) as connection:
+        for statement in found["schema"]:
+            if "sqlite_sequence" not in statement:
+                connection.execute(statement)
+    for row in rows:
+        write(file, "celery_taskmeta", **row)
+    reader = await make(f"db+sqlite:///{file}", expires=None)
+    writer = await make(f"db+sqlite:///{tmp_path}/ours.db", expires=None)
+    for row in rows:
+        result = await reader.get(row["task_id"])
+        assert result is not None
+        assert (result.state, result.traceback) == (row["status"], row["traceback"])
+        await put(writer, result)
+    with opened(tmp_path / "ours.db") as connection:
+        connection.row_factory = sqlite3.Row
+        ours = [dict(row) for row in connection.execute("SELECT * FROM celery_taskmeta ORDER BY id")]
+        schema = [row[0] for row in connection.execute("SELECT sql FROM sqlite_master")]
+    assert [comparable(row) for row in ours] == [comparable(row) for row in rows]
+    assert sorted(map(plain, filter(None, schema))) == sorted(map(plain, found["schema"]))
+
+
+def comparable(row: dict[str, Any]) -> dict[str, Any]:
+    """JSON has more than one way to be written, and a state on the way has no time at Celery's."""
+    kept = {key: json.loads(value) if isinstance(value, bytes) else value for key, value in row.items()}
+    if kept["status"] not in FINAL_STATES:
+        del kept["date_done"]
+    return kept
+
+
+def plain(statement: str) -> str:
+    return " ".join(statement.split()).replace('"', "")
 
 
 @pytest.mark.parametrize("wait", [0, 5])
