@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 
 from aqueue.url import Url
+from tests.kit.databases import MariaDbServer, PostgresServer
 from tests.kit.proxy import Proxy
 from tests.kit.rabbitmq import RabbitServer
 from tests.kit.servers import RedisServer
@@ -57,6 +58,9 @@ def redis_proxy(redis_server: RedisServer, redis_url: str) -> Iterator[Proxy]:
 def rabbit_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]:
     """One RabbitMQ for the whole run; tests have queues of their own."""
     server = RabbitServer(tmp_path_factory.mktemp("rabbitmq"))
+def postgres_server() -> Iterator[PostgresServer]:
+    """One PostgreSQL for the whole run; `postgresql_url` empties it for each test."""
+    server = PostgresServer()
     yield server
     server.stop()
 
@@ -71,6 +75,15 @@ def rabbit_url(rabbit_server: RabbitServer) -> str:
 def own_rabbit(tmp_path: Path) -> Iterator[RabbitServer]:
     """A RabbitMQ that a test may kill and freeze."""
     server = RabbitServer(tmp_path / "rabbitmq")
+def postgresql_url(postgres_server: PostgresServer) -> str:
+    postgres_server.empty()
+    return postgres_server.url
+
+
+@pytest.fixture(scope="session")
+def mariadb_server() -> Iterator[MariaDbServer]:
+    """One MariaDB for the whole run; `mariadb_url` empties it for each test."""
+    server = MariaDbServer()
     yield server
     server.stop()
 
@@ -80,6 +93,9 @@ def rabbit_proxy(rabbit_server: RabbitServer, rabbit_url: str) -> Iterator[Proxy
     proxy = Proxy(rabbit_server.port)
     yield proxy
     proxy.close()
+def mariadb_url(mariadb_server: MariaDbServer) -> str:
+    mariadb_server.empty()
+    return mariadb_server.url
 
 
 @pytest.fixture(params=KINDS)

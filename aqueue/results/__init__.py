@@ -2,9 +2,10 @@
 
 A store keeps records: a key, the encoded document, a life. The worker stores first and settles second,
 so a settled task always has its result; SUCCESS is never overwritten. Those who wait are told, they
-never poll.
+never poll; a store that can't tell looks once for all of them, see `aqueue.results.polling`.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -129,19 +130,25 @@ class Documents:
         return data
 
     def _encode_extended(self, result: Result) -> bytes:
-        value = result.value
-        if isinstance(value, RemoteError):
-            value = {"exc_type": value.exc_type, "exc_message": value.exc_message, "exc_module": value.exc_module}
         document = {
             "status": result.state,
-            "result": value,
+            "result": _plain_value(result.value),
             "traceback": result.traceback,
             "children": result.children,
             "date_done": result.date_done,
             **result.extra,
             "task_id": result.task_id,
         }
-        data = self._serializer.dumps(document, self._options.serializer).data
+        return self._dumps(document)
+
+    def encode_value(self, value: Any, what: str) -> bytes:
+        """One part of a result, for stores that keep the parts apart. Raises EncodeError, MessageTooLarge."""
+        data = self._dumps(_plain_value(value))
+        self._serializer.check_size(len(data), what)
+        return data
+
+    def _dumps(self, value: Any) -> bytes:
+        data = self._serializer.dumps(value, self._options.serializer).data
         if self._options.compression is not None:
             compressed, kind = compress(data, self._options.compression)
             data = _MARK + kind.encode() + b"\x00" + compressed
@@ -149,10 +156,7 @@ class Documents:
 
     def decode(self, task_id: str, data: bytes) -> Result:
         """Read a document that we or a Celery worker wrote. Raises BadMessage."""
-        if data.startswith(_MARK):
-            kind, _, data = data[len(_MARK) :].partition(b"\x00")
-            data = decompress(data, kind.decode(errors="replace"), self._options.limits.decompressed)
-        document = self._serializer.loads(data, self._content_type, None)
+        document = self.decode_value(data)
         if not is_object(document) or not isinstance(document.get("status"), str):
             raise BadMessage("undecodable", f"the stored result of {task_id} is no result document")
         found = dict(document)
@@ -161,12 +165,22 @@ class Documents:
         return Result(
             task_id=found.pop("task_id", None) or task_id,
             state=state,
-            value=_remote_error(value) if state in _WITH_ERROR else value,
+            value=told_value(state, value),
             traceback=found.pop("traceback", None),
             children=found.pop("children", None),
             date_done=found.pop("date_done", None),
             extra=found,
         )
+
+    def decode_value(self, data: bytes, content_type: str | None = None) -> Any:
+        """What `encode_value`, or a Celery worker, has written; of another content type if accepted.
+
+        Raises BadMessage.
+        """
+        if data.startswith(_MARK):
+            kind, _, data = data[len(_MARK) :].partition(b"\x00")
+            data = decompress(data, kind.decode(errors="replace"), self._options.limits.decompressed)
+        return self._serializer.loads(data, content_type or self._content_type, None)
 
     def says_success(self, data: bytes) -> bool:
         """Whether a stored document says SUCCESS, whatever it is written with."""
@@ -176,6 +190,17 @@ class Documents:
             return self.decode("", data).state == SUCCESS
         except BadMessage:
             return False
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, RemoteError):
+        return {"exc_type": value.exc_type, "exc_message": value.exc_message, "exc_module": value.exc_module}
+    return value
+
+
+def told_value(state: str, value: Any) -> Any:
+    """A decoded value as `Result.value` has it: an error where the state tells one."""
+    return _remote_error(value) if state in _WITH_ERROR else value
 
 
 def _remote_error(value: Any) -> Any:
@@ -231,12 +256,22 @@ class ResultStore(Protocol):
 
 # --- from a URL --------------------------------------------------------------------------------------
 
+_DATABASE = "aqueue.results.database:DatabaseResults"
 _REDIS = "aqueue.results.redis:RedisResults"
 _STORES: Final = {
     "memory": "aqueue.results.memory:MemoryResults",
     "sqlite": "aqueue.results.sqlite:SqliteResults",
     **dict.fromkeys(("redis", "rediss", "redis+socket", "unix", "sentinel", "redis+sentinel"), _REDIS),
+    **dict.fromkeys(("db+sqlite", "db+postgresql", "db+mysql", "db+mariadb"), _DATABASE),
 }
+#: The extra that brings what a store imports.
+_EXTRAS: Final = {
+    "db+sqlite": "sqlalchemy",
+    "db+postgresql": "postgresql",
+    **dict.fromkeys(("db+mysql", "db+mariadb"), "mysql"),
+}
+#: SQLAlchemy's URLs may name a driver behind the database.
+_DRIVER: Final = re.compile(r"(?<=^db\+)(\w+)\+\w+$")
 
 #: Makes a store for the event loop it is called on.
 StoreFactory = Callable[[StoreOptions], ResultStore]
@@ -244,11 +279,19 @@ StoreFactory = Callable[[StoreOptions], ResultStore]
 
 def from_url(url: Url) -> StoreFactory:
     """How to make stores for a URL; the driver is imported here. Raises ConfigurationError."""
-    if url.scheme not in _STORES:
+    scheme = _DRIVER.sub(r"\1", url.scheme)
+    if scheme not in _STORES:
         raise ConfigurationError(
             f"no result store for {url.scheme}:// in {url}; there are {', '.join(sorted(_STORES))}"
         )
-    module, name = _STORES[url.scheme].split(":")
-    factory: Any = getattr(import_module(module), name)
-    made: StoreFactory = factory.factory(url)
+    module, name = _STORES[scheme].split(":")
+    try:
+        factory: Any = getattr(import_module(module), name)
+        made: StoreFactory = factory.factory(url)
+    except ImportError as error:
+        if scheme not in _EXTRAS:
+            raise
+        raise ConfigurationError(
+            f"{url} needs a package that is missing ({error}): pip install 'aqueue[{_EXTRAS[scheme]}]'"
+        ) from None
     return made

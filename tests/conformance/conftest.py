@@ -2,6 +2,9 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 from uuid import uuid4
 
 import pytest
@@ -20,6 +23,28 @@ LEASE = 1.0
 #: RabbitMQ keeps apart only the priorities that a queue was declared for.
 QUEUES = {"*": Queue(max_priority=9)}
 
+@dataclass(frozen=True)
+class Traits:
+    """A kind of result store, and where it differs from what the contract asks for."""
+
+    #: ``{folder}`` is a folder of the test's own. None: the fixture ``<kind>_url`` knows its server.
+    url: str | None = None
+    #: The shortest life of a result, in seconds, that the store can keep.
+    shortest_life: float = 0.3
+    #: Whether it keeps group_id and parent_id.
+    keeps_family: bool = True
+
+
+#: Every result store, also those that are no brokers. A new one is added here, and its fixture to `tests.conftest`.
+STORES: Final = {
+    "memory": Traits("memory://"),
+    "sqlite": Traits("sqlite:///{folder}/queue.db"),
+    "redis": Traits(),
+    "sqlite_database": Traits("db+sqlite:///{folder}/results.db", keeps_family=False),
+    "postgresql": Traits(keeps_family=False),
+    "mariadb": Traits(keeps_family=False, shortest_life=2.0),  # its times are whole seconds
+}
+
 MakeBroker = Callable[..., Awaitable[Broker]]
 MakeStore = Callable[..., Awaitable[ResultStore]]
 
@@ -29,9 +54,27 @@ def broker_factory(url: Url) -> BrokerFactory:
     return brokers.from_url(url)
 
 
+@pytest.fixture(params=STORES)
+def store_kind(request: pytest.FixtureRequest) -> str:
+    found: str = request.param
+    return found
+
+
 @pytest.fixture
-def store_factory(url: Url) -> StoreFactory:
-    return stores.from_url(url)
+def traits(store_kind: str) -> Traits:
+    return STORES[store_kind]
+
+
+@pytest.fixture
+def store_url(store_kind: str, traits: Traits, request: pytest.FixtureRequest, tmp_path: Path) -> Url:
+    if traits.url is None:
+        return Url(request.getfixturevalue(f"{store_kind}_url"))
+    return Url(traits.url.format(folder=tmp_path))
+
+
+@pytest.fixture
+def store_factory(store_url: Url) -> StoreFactory:
+    return stores.from_url(store_url)
 
 
 @pytest_asyncio.fixture
