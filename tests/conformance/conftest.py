@@ -23,6 +23,7 @@ LEASE = 1.0
 #: RabbitMQ keeps apart only the priorities that a queue was declared for.
 QUEUES = {"*": Queue(max_priority=9)}
 
+
 @dataclass(frozen=True)
 class Traits:
     """A kind of result store, and where it differs from what the contract asks for."""
@@ -43,6 +44,9 @@ STORES: Final = {
     "sqlite_database": Traits("db+sqlite:///{folder}/results.db", keeps_family=False),
     "postgresql": Traits(keeps_family=False),
     "mariadb": Traits(keeps_family=False, shortest_life=2.0),  # its times are whole seconds
+    "memcached": Traits(shortest_life=2.0),  # its clock ticks in seconds
+    "file": Traits("file://{folder}/results"),
+    "s3": Traits(shortest_life=2.0),  # it tells the second of a write
 }
 
 MakeBroker = Callable[..., Awaitable[Broker]]
