@@ -62,8 +62,8 @@ class Producer:
         #: The broker takes along the records that say that a task was sent.
         self._together = broker.keeps(store.place)
         self._origin = origin()
-        #: Where rpc results would go; unique for the process, as every Celery message names one.
-        self._reply_to = new_id()
+        #: Every Celery message names a queue for its result.
+        self._reply_to = store.reply_to or new_id()
         #: By task, for calls that add no option to the task's own, whose dict stands first, to tell.
         self._templates: dict[str, tuple[Options, Options, Template]] = {}
 
@@ -104,7 +104,19 @@ class Producer:
             return
         for message in messages:
             message.announce = None
+        if self.store.reply_to:
+            await self._expect(announcing)
+            await self._outbox.publish(messages)
+            return
         await asyncio.gather(self._outbox.publish(messages), self._announce(announcing))
+
+    async def _expect(self, records: Sequence[Record]) -> None:
+        """Have a place for results to come to, before anything is sent that asks for one."""
+        try:
+            async with asyncio.timeout(self._settings.send_timeout):
+                await self.store.announce(records)
+        except (StoreUnavailable, TimeoutError) as error:
+            raise EnqueueFailed(f"not sent, as its result would have nowhere to go: {error}") from None
 
     async def _announce(self, records: Sequence[Record]) -> None:
         try:
@@ -172,7 +184,7 @@ class Producer:
         except EncodeError as error:
             raise _named(error, common, call, self._serializer) from None
         ignored = bool(common.headers["ignore_result"])
-        if self._settings.track_sent and not ignored:
+        if (self._settings.track_sent or self.store.reply_to) and not ignored:
             message.announce = self._pending(task_id, delay)
         return message, AsyncResult(task_id, self._get_store, codec=signature.codec, known=True, ignored=ignored)
 

@@ -6,6 +6,7 @@ import re
 from aqueue import broker as brokers
 from aqueue import results as stores
 from aqueue.broker import Broker, BrokerFactory, BrokerOptions
+from aqueue.errors import ConfigurationError
 from aqueue.results import ResultStore, StoreFactory, StoreOptions
 from aqueue.settings import Settings
 from aqueue.url import Url
@@ -22,7 +23,7 @@ class Servers:
         backend = backend or os.environ.get("AQUEUE_RESULT_BACKEND") or None
         if backend is None and isinstance(self._broker, Url):
             backend = self._broker.reveal()
-        self._store = Url(backend) if isinstance(backend, str) else backend or Url("memory://")
+        self._store = _store(backend, self._broker)
         self._settings = settings
         self._broker_factory: BrokerFactory | None = None if isinstance(self._broker, Url) else self._broker
         self._store_factory: StoreFactory | None = None if isinstance(self._store, Url) else self._store
@@ -70,6 +71,20 @@ class Servers:
                 limits=settings.limits,
             )
         )
+
+
+def _store(backend: str | StoreFactory | None, broker: Url | BrokerFactory) -> Url | StoreFactory:
+    """``rpc://`` is the broker's own server. Raises ConfigurationError."""
+    if backend is None:
+        return Url("memory://")
+    if not isinstance(backend, str):
+        return backend
+    url = Url(backend)
+    if url.scheme != "rpc":
+        return url
+    if isinstance(broker, Url) and broker.scheme in ("amqp", "amqps", "pyamqp", "librabbitmq"):
+        return broker
+    raise ConfigurationError("rpc:// sends results over RabbitMQ, and the broker is another: name a result store")
 
 
 def _file_name(app: str) -> str:

@@ -14,7 +14,7 @@ from aqueue.broker import Ack, Bury, Delivery, Release, Verdict
 from aqueue.errors import ControlFlow, EncodeError, Ignore, InvalidArguments, MessageTooLarge, Reject, RetryTask
 from aqueue.failures import MaxRetriesExceeded, Rejected, remote_error, remote_text, traceback_text
 from aqueue.outcome import Again, Dead, Done, Failed, GiveBack, Outcome, PutOff, Revoked, Skipped
-from aqueue.protocol import Message, Record, Request, retry_message
+from aqueue.protocol import Message, Record, Request, Unreadable, retry_message
 from aqueue.results import FAILURE, FINAL_STATES, RETRY, REVOKED, STARTED, SUCCESS, RemoteError, Result, ResultStore
 from aqueue.retry import Retry
 from aqueue.saferepr import printable
@@ -116,11 +116,13 @@ class Verdicts:
     def started(self, request: Request) -> Record:
         """The record of a task that has begun."""
         value = {"pid": os.getpid(), "hostname": self._worker}
-        return self._store.record(Result(task_id=request.id, state=STARTED, value=value))
+        reply_to = _reply_to(request.message)
+        return self._store.record(Result(task_id=request.id, state=STARTED, value=value, reply_to=reply_to))
 
     def own_state(self, request: Request, state: str, meta: Any) -> Record:
         """The record of a state that a task tells of itself. Raises EncodeError, MessageTooLarge."""
-        return self._store.record(Result(task_id=request.id, state=state, value=meta))
+        reply_to = _reply_to(request.message)
+        return self._store.record(Result(task_id=request.id, state=state, value=meta, reply_to=reply_to))
 
     def keeps_result(self, request: Request | None, task: Task[..., Any] | None) -> bool:
         """Whether anybody wants to know how it ended: the message decides, then the task, then the app."""
@@ -172,7 +174,15 @@ class Verdicts:
             return None
         done = self._clock() if state in FINAL_STATES else None
         extra = self._extra(request) if request is not None else {}
-        result = Result(task_id=task_id, state=state, value=value, traceback=text, date_done=done, extra=extra)
+        result = Result(
+            task_id=task_id,
+            state=state,
+            value=value,
+            traceback=text,
+            date_done=done,
+            extra=extra,
+            reply_to=_reply_to(delivery.message),
+        )
         try:
             return self._store.record(result)
         except (EncodeError, MessageTooLarge) as error:
@@ -199,6 +209,11 @@ class Verdicts:
                 "queue": request.message.queue,
             }
         return extra
+
+
+def _reply_to(message: Message | Unreadable) -> str:
+    found = message.properties.get("reply_to") if isinstance(message, Message) else None
+    return found if isinstance(found, str) else ""
 
 
 def _named(request: Request | None) -> str:

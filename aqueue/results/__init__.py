@@ -17,7 +17,7 @@ import msgspec
 from aqueue.compression import compress, decompress
 from aqueue.errors import BadMessage, ConfigurationError
 from aqueue.protocol import Record, is_success
-from aqueue.serialization import CONTENT_TYPES, Limits, Serializer
+from aqueue.serialization import Limits, Serializer
 from aqueue.shapes import is_list, is_object
 from aqueue.url import Url
 
@@ -47,6 +47,8 @@ class Result(msgspec.Struct, kw_only=True):
     children: list[Any] | None = msgspec.field(default_factory=list[Any])
     date_done: str | None = None
     extra: dict[str, Any] = msgspec.field(default_factory=dict[str, Any])
+    #: The queue of the client that waits for it; of use to stores that send results, and not stored.
+    reply_to: str = ""
 
     @property
     def is_final(self) -> bool:
@@ -109,7 +111,8 @@ class Documents:
         self._options = options
         # Results are not signed: whoever can write to the store needs no message to make a result.
         self._serializer = Serializer({*options.accept, options.serializer} - {"auth"}, options.limits)
-        self._content_type = CONTENT_TYPES.get(options.serializer, options.serializer)
+        encoded = self._serializer.dumps(None, options.serializer)
+        self.content_type, self.content_encoding = encoded.content_type, encoded.content_encoding
         self._plain_json = options.serializer == "json" and options.compression is None
 
     @property
@@ -154,9 +157,12 @@ class Documents:
             data = _MARK + kind.encode() + b"\x00" + compressed
         return data
 
-    def decode(self, task_id: str, data: bytes) -> Result:
-        """Read a document that we or a Celery worker wrote. Raises BadMessage."""
-        document = self.decode_value(data)
+    def decode(self, task_id: str, data: bytes, content_type: str | None = None) -> Result:
+        """Read a document that we or a Celery worker wrote; of another content type if accepted.
+
+        Raises BadMessage.
+        """
+        document = self.decode_value(data, content_type)
         if not is_object(document) or not isinstance(document.get("status"), str):
             raise BadMessage("undecodable", f"the stored result of {task_id} is no result document")
         found = dict(document)
@@ -180,7 +186,7 @@ class Documents:
         if data.startswith(_MARK):
             kind, _, data = data[len(_MARK) :].partition(b"\x00")
             data = decompress(data, kind.decode(errors="replace"), self._options.limits.decompressed)
-        return self._serializer.loads(data, content_type or self._content_type, None)
+        return self._serializer.loads(data, content_type or self.content_type, None)
 
     def says_success(self, data: bytes) -> bool:
         """Whether a stored document says SUCCESS, whatever it is written with."""
@@ -219,6 +225,10 @@ def _remote_error(value: Any) -> Any:
 class ResultStore(Protocol):
     """One result store, seen from one event loop."""
 
+    #: Where workers send results, for a store that has them sent; "" where they are kept for everybody. Who sends a
+    #: task announces it to such a store first.
+    reply_to: str
+
     async def __aenter__(self) -> Self: ...
 
     async def __aexit__(
@@ -256,6 +266,7 @@ class ResultStore(Protocol):
 
 # --- from a URL --------------------------------------------------------------------------------------
 
+_RPC = "aqueue.results.rpc:RpcResults"
 _DATABASE = "aqueue.results.database:DatabaseResults"
 _REDIS = "aqueue.results.redis:RedisResults"
 _MEMCACHED = "aqueue.results.memcached:MemcachedResults"
@@ -264,6 +275,7 @@ _STORES: Final = {
     "memory": "aqueue.results.memory:MemoryResults",
     "sqlite": "aqueue.results.sqlite:SqliteResults",
     **dict.fromkeys(("redis", "rediss", "redis+socket", "unix", "sentinel", "redis+sentinel"), _REDIS),
+    **dict.fromkeys(("amqp", "amqps", "pyamqp", "librabbitmq"), _RPC),
     **dict.fromkeys(("db+sqlite", "db+postgresql", "db+mysql", "db+mariadb"), _DATABASE),
     # The names of Celery's clients for memcached: it has one for all of them, too.
     **dict.fromkeys(("cache+memcached", "cache+memcache", "cache+pymemcache", "cache+pylibmc"), _MEMCACHED),

@@ -62,6 +62,8 @@ _unpack = msgspec.msgpack.Decoder(Row).decode
 class DatabaseResults:
     """A `aqueue.results.ResultStore` in a SQL database; see the module's text."""
 
+    reply_to = ""
+
     def __init__(self, address: SqlAddress, options: StoreOptions) -> None:
         self._documents = Documents(replace(options, compression=None))
         self._address = address

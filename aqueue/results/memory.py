@@ -55,6 +55,8 @@ class MemoryRecords:
 class MemoryResults:
     """A `aqueue.results.ResultStore` in this process."""
 
+    reply_to = ""
+
     def __init__(self, records: MemoryRecords, options: StoreOptions) -> None:
         self._records = records
         self._documents = Documents(options)

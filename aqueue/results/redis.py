@@ -27,6 +27,8 @@ _READ_AGAIN: Final = 10.0
 class RedisResults:
     """A `aqueue.results.ResultStore` on Redis; one connection, shared by all who wait."""
 
+    reply_to = ""
+
     def __init__(self, address: RedisAddress, options: StoreOptions) -> None:
         self._documents = Documents(options)
         self._expires = options.expires

@@ -23,6 +23,8 @@ _LOOK_AGAIN: Final = 5.0
 class SqliteResults:
     """A `aqueue.results.ResultStore` in a file."""
 
+    reply_to = ""
+
     def __init__(self, path: Path, options: StoreOptions) -> None:
         self._documents = Documents(options)
         self._expires = options.expires

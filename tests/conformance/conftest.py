@@ -47,6 +47,7 @@ STORES: Final = {
     "memcached": Traits(shortest_life=2.0),  # its clock ticks in seconds
     "file": Traits("file://{folder}/results"),
     "s3": Traits(shortest_life=2.0),  # it tells the second of a write
+    "rabbit": Traits(),
 }
 
 MakeBroker = Callable[..., Awaitable[Broker]]

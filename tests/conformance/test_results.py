@@ -6,6 +6,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from aqueue.results import FAILURE, PENDING, RETRY, SUCCESS, RemoteError, Result, ResultStore
 from tests.conformance.conftest import MakeStore, Traits
@@ -19,8 +20,11 @@ def success(task_id: str, value: Any = 5) -> Result:
     return Result(task_id=task_id, state=SUCCESS, value=value, date_done=DONE)
 
 
-async def put(store: ResultStore, *results: Result) -> None:
-    await store.put([store.record(result) for result in results])
+async def put(store: ResultStore, *results: Result, reader: ResultStore | None = None) -> None:
+    """Store results; of a store that sends them, to ``reader``, itself by default."""
+    reader = reader or store
+    await reader.announce([])
+    await store.put([store.record(replace(result, reply_to=reader.reply_to)) for result in results])
 
 
 async def test_what_is_put_is_got(store: ResultStore, traits: Traits) -> None:
@@ -57,7 +61,7 @@ async def test_who_waits_is_told_by_another_connection(make_store: MakeStore) ->
     await asyncio.sleep(0.2)
     assert not any(task.done() for task in waiting)
     start = time.monotonic()
-    await put(writer, *[success(f"{i}", i) for i in range(7)])
+    await put(writer, *[success(f"{i}", i) for i in range(7)], reader=waiter)
     results = await asyncio.gather(*waiting)
     assert time.monotonic() - start < 1.0
     assert [result and result.value for result in results] == [i % 7 for i in range(50)]
@@ -67,10 +71,10 @@ async def test_waiting_goes_on_until_the_state_is_final(make_store: MakeStore) -
     waiter, writer = await make_store(), await make_store()
     waiting = asyncio.create_task(waiter.get("a", wait=10))
     for state in ("STARTED", "PROGRESS", RETRY):
-        await put(writer, Result(task_id="a", state=state, value=None))
+        await put(writer, Result(task_id="a", state=state, value=None), reader=waiter)
         await asyncio.sleep(0.05)
         assert not waiting.done()
-    await put(writer, success("a"))
+    await put(writer, success("a"), reader=waiter)
     result = await waiting
     assert result is not None
     assert result.state == SUCCESS
