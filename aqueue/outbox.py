@@ -1,19 +1,21 @@
 """Sends of one event loop, gathered: while a batch is on its way, the next one gathers behind it.
 
-So a lone send costs one round trip, and a thousand concurrent ones cost a few.
+So a lone send costs one round trip, and a thousand concurrent ones cost a few. Where a server takes its time for each
+message, several batches are on their way at once: the next one is made while it works on the last.
 """
 
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from itertools import chain
 from typing import Final
 
 from aqueue.broker import Broker
 from aqueue.errors import EnqueueFailed, EnqueueUnknown
 from aqueue.protocol import Message
 
-#: Messages in one batch; keeps each call short for the server.
-_BATCH: Final = 500
+#: Messages on their way at once; keeps each call short for the server.
+_MOST: Final = 500
 
 
 class _Parcel:
@@ -38,21 +40,24 @@ class Outbox:
     sending, which knows better what has become of the messages, is given a little more.
     """
 
-    def __init__(self, broker: Broker, timeout: float) -> None:
+    def __init__(self, broker: Broker, timeout: float, at_once: int = 1) -> None:
         self._broker = broker
         self._timeout = timeout
+        self._at_once = at_once
+        #: Messages in one batch.
+        self._most = _MOST // at_once
         #: In the order of their due times.
         self._waiting: deque[_Parcel] = deque()
-        self._on_its_way: list[_Parcel] = []
-        self._sending: asyncio.Task[None] | None = None
+        self._on_its_way: dict[asyncio.Task[None], list[_Parcel]] = {}
+        #: When to look for what has waited too long.
+        self._timer: asyncio.TimerHandle | None = None
 
     async def publish(self, messages: Sequence[Message]) -> None:
         """Like `Broker.publish`, together with what others send meanwhile."""
         loop = asyncio.get_running_loop()
         parcel = _Parcel(messages, loop.create_future(), loop.time() + self._timeout)
         self._waiting.append(parcel)
-        if self._sending is None:
-            self._sending = loop.create_task(self._send_all())
+        self._send_more()
         try:
             await parcel.stored
         except asyncio.CancelledError:
@@ -62,19 +67,31 @@ class Outbox:
 
     async def close(self) -> None:
         """Wait for what is on its way, and behind that, each within its time."""
-        if self._sending is not None:
-            await asyncio.wait([self._sending])
+        while self._on_its_way:
+            await asyncio.wait(self._on_its_way)
 
-    async def _send_all(self) -> None:
-        loop = asyncio.get_running_loop()
-        #: When to look for what has waited too long.
-        self._timer = loop.call_later(self._timeout, self._expire)
+    def _send_more(self) -> None:
+        """Have what waits sent, as far as so many batches may be on their way."""
+        if self._waiting and len(self._on_its_way) < self._at_once:
+            task = asyncio.get_running_loop().create_task(self._send_some())
+            self._on_its_way[task] = []
+            if self._timer is None:
+                self._timer = asyncio.get_running_loop().call_later(self._timeout, self._expire)
+
+    async def _send_some(self) -> None:
+        """Send batches until none waits."""
+        task = asyncio.current_task()
+        assert task is not None, "made by _send_more"
         try:
             while self._waiting:
-                await self._send(self._next_batch())
+                batch = self._on_its_way[task] = self._next_batch()
+                self._send_more()
+                await self._send(batch)
         finally:
-            self._timer.cancel()
-            self._sending = None
+            del self._on_its_way[task]
+            if not self._on_its_way and self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
 
     def _expire(self) -> None:
         """Give up what has waited too long, for its turn behind others or for the answer."""
@@ -82,7 +99,7 @@ class Outbox:
         while self._waiting and self._waiting[0].due <= loop.time():
             error = EnqueueFailed(f"not sent within {self._timeout:g} s: the broker is busy or unreachable")
             _fail(self._waiting.popleft(), error)
-        for parcel in self._on_its_way:
+        for parcel in chain.from_iterable(self._on_its_way.values()):
             if parcel.due + self._timeout / 5 <= loop.time():
                 _fail(parcel, EnqueueUnknown(f"no answer within {self._timeout:g} s: stored or not", parcel.ids()))
         self._timer = loop.call_later(self._timeout / 10, self._expire)
@@ -90,13 +107,12 @@ class Outbox:
     def _next_batch(self) -> list[_Parcel]:
         batch = [self._waiting.popleft()]
         size = len(batch[0].messages)
-        while self._waiting and size + len(self._waiting[0].messages) <= _BATCH:
+        while self._waiting and size + len(self._waiting[0].messages) <= self._most:
             batch.append(self._waiting.popleft())
             size += len(batch[-1].messages)
         return batch
 
     async def _send(self, batch: list[_Parcel]) -> None:
-        self._on_its_way = batch
         try:
             async with asyncio.timeout(2 * self._timeout):  # the broker's own bound comes first
                 await self._broker.publish([message for parcel in batch for message in parcel.messages])
@@ -111,7 +127,6 @@ class Outbox:
         else:
             for parcel in batch:
                 _succeed(parcel)
-        self._on_its_way = []
 
     def _refuse(self, batch: list[_Parcel], error: EnqueueFailed) -> None:
         """Tell those whose messages were refused; the others are stored."""

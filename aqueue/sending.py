@@ -58,7 +58,7 @@ class Producer:
         self._settings = settings
         self._routes = routes
         self._serializer = serializer
-        self._outbox = Outbox(broker, settings.send_timeout)
+        self._outbox = Outbox(broker, settings.send_timeout, broker.sends_at_once)
         #: The broker takes along the records that say that a task was sent.
         self._together = broker.keeps(store.place)
         self._origin = origin()

@@ -155,6 +155,8 @@ class Broker(Protocol):
 
     #: The server pushes messages while credit for them is open, so a claim had better be for all free slots.
     pushes: bool
+    #: Batches of sends that may be under way at once.
+    sends_at_once: int
 
     #: Seconds; see `BrokerOptions.lease`.
     lease: float

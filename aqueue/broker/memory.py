@@ -155,6 +155,7 @@ class MemoryBroker:
     """A `aqueue.broker.Broker` in this process."""
 
     pushes = False
+    sends_at_once = 1
 
     def __init__(self, server: MemoryServer, options: BrokerOptions) -> None:
         self.lease = options.lease

@@ -46,6 +46,7 @@ class SqliteBroker:
     """A `aqueue.broker.Broker` in a file."""
 
     pushes = False
+    sends_at_once = 1
 
     def __init__(self, path: Path, options: BrokerOptions) -> None:
         self.lease = options.lease

@@ -62,6 +62,7 @@ class AmqpBroker:
     """A `aqueue.broker.Broker` on RabbitMQ 3.10 or newer."""
 
     pushes = True
+    sends_at_once = 8  # the server takes 100 us and more for each message that it must keep
 
     def __init__(self, address: AmqpAddress, options: BrokerOptions) -> None:
         self.lease = options.lease

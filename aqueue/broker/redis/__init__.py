@@ -52,6 +52,7 @@ class RedisBroker:
     """
 
     pushes = False
+    sends_at_once = 1
 
     def __init__(self, address: RedisAddress, options: BrokerOptions) -> None:
         self.lease = options.lease
