@@ -20,6 +20,7 @@ from aqueue.results import FAILURE, FINAL_STATES, PENDING, SUCCESS, RemoteError,
 from aqueue.results import database_tables as tables
 from aqueue.results.database import DatabaseResults
 from aqueue.url import Url
+from tests.kit.certificates import make_certificates
 from tests.kit.databases import MariaDbServer, PostgresServer
 from tests.kit.proxy import Proxy
 from tests.kit.waiting import until
@@ -393,6 +394,37 @@ async def test_a_wrong_password_is_told_without_showing_it(
     with pytest.raises(StoreUnavailable, match=r"aqueue:\*\*\*@127.*(password|denied)") as caught:
         await store.get("a")
     assert "wr0ng" not in f"{caught.value}{caught.value.__cause__}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "right", "wrong"),
+    [
+        (PostgresServer, "sslmode=verify-full&sslrootcert={ca}", "sslmode=verify-full&sslrootcert={other}"),
+        (MariaDbServer, "ssl_ca={ca}", "ssl_ca={other}"),
+    ],
+)
+async def test_tls_is_verified(
+    kind: type[PostgresServer | MariaDbServer], right: str, wrong: str, tmp_path: Path, make: Make
+) -> None:
+    server = kind(tls=True)
+    try:
+        files = {"ca": server.certificates["ca-cert-file"], "other": make_certificates(tmp_path)["ca-cert-file"]}
+        store = await make(f"{server.url}?{right.format_map(files)}")
+        await put(store, ended("a"))
+        assert await value_of(store, "a") == 5
+        with pytest.raises(StoreUnavailable, match="certificate verify failed"):
+            await (await make(f"{server.url}?{wrong.format_map(files)}")).get("a")
+    finally:
+        server.stop()
+
+
+async def test_parameters_of_libpq_reach_the_server(postgres_server: PostgresServer, make: Make) -> None:
+    postgres_server.empty()
+    store = await make(f"{postgres_server.url}?application_name=shop&connect_timeout=3")
+    await put(store, ended("a"))
+    with closing(postgres_server.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'shop'")
+        assert cursor.fetchone() == (1,)
 
 
 @pytest.mark.parametrize("start", ["db+postgresql://aqueue:s3cret", "db+mysql://aqueue:s3cret"])
