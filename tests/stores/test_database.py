@@ -163,6 +163,18 @@ async def test_texts_that_a_column_can_not_hold_are_cut_or_cleaned(url: str, mak
     assert await value_of(store, "d") == 5
 
 
+@pytest.mark.parametrize("task_id", ["\0", "\ud800", "x" * 200])
+async def test_an_id_that_no_table_holds_is_unknown(url: str, make: Make, task_id: str) -> None:
+    store = await make(url)
+    waiting = asyncio.create_task(store.get("a", wait=10))
+    assert await store.get(task_id, wait=0.05) is None
+    await store.forget(task_id)
+    await put(store, ended(task_id), ended("a"))
+    found = await waiting
+    assert found is not None
+    assert await store.get(task_id) is None
+
+
 async def test_a_value_over_the_size_of_a_blob_is_refused_before_it_is_stored(mariadb_url: str, make: Make) -> None:
     store = await make(mariadb_url)
     await put(store, ended("a", "x" * 65_533))
