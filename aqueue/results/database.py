@@ -106,6 +106,8 @@ class DatabaseResults:
 
     def record(self, result: Result) -> Record:
         task = f"task {result.task_id}"
+        if not _is_possible(result.task_id):
+            return Record(result.task_id, b"", self._expires)  # `put` leaves it out
         row = Row(
             task_id=result.task_id,
             status=_text(result.state, LONGEST_STATUS),
@@ -178,6 +180,8 @@ class DatabaseResults:
         return None if self._expires is None else _moment(None) - timedelta(seconds=self._expires)
 
     async def forget(self, task_id: str) -> None:
+        if not _is_possible(task_id):
+            return
         async with self._transaction() as connection:
             await connection.execute(tasks.delete().where(tasks.c.task_id == task_id))
 
@@ -198,6 +202,7 @@ class DatabaseResults:
         oldest = self._oldest()
         if oldest is not None:
             which &= tasks.c.date_done.is_(None) | (tasks.c.date_done > oldest)
+        task_ids = [task_id for task_id in task_ids if _is_possible(task_id)]
         rows: list[sa.Row[Any]] = []
         async with self._transaction() as connection:
             for start in range(0, len(task_ids), _IDS):
@@ -285,12 +290,19 @@ async def _remove(connection: AsyncConnection, table: sa.Table, oldest: datetime
 def _readable(records: Sequence[Record]) -> Iterable[Row]:
     """The rows; one that no table of Celery's can hold must not keep the others from being stored."""
     for record in records:
-        if len(record.key) > LONGEST_NAME:
+        if not _is_possible(record.key):
             logger.error(
-                "no state of task %s is stored: Celery's tables hold ids of %d characters", record.key, LONGEST_NAME
+                "no state of task %.200r is stored: Celery's tables hold ids of %d printable characters",
+                record.key,
+                LONGEST_NAME,
             )
         else:
             yield _unpack(record.value)
+
+
+def _is_possible(task_id: str) -> bool:
+    """Whether every database takes this id; some drivers raise anything for one that they don't."""
+    return task_id.isprintable() and len(task_id) <= LONGEST_NAME
 
 
 def _text(text: str, longest: int | None) -> str:

@@ -13,6 +13,7 @@ import psycopg2
 import pymysql
 import pytest
 
+from tests.kit.certificates import make_certificates
 from tests.kit.servers import Process, free_port, require, wait_for
 
 #: No secret: what the servers are made with.
@@ -31,7 +32,7 @@ class DatabaseServer:
     #: The system user, as which no server runs unless tests run as root.
     account: str
 
-    def __init__(self) -> None:
+    def __init__(self, *, tls: bool = False) -> None:
         self.port = free_port()
         # Not below pytest's folder, where only the user who runs the tests may look.
         self.folder = Path(tempfile.mkdtemp(prefix="aqueue-database-"))
@@ -39,6 +40,12 @@ class DatabaseServer:
         if os.geteuid() == 0:
             self._as |= {"user": self.account, "group": self.account, "extra_groups": []}
             shutil.chown(self.folder, self.account, self.account)
+        #: With TLS: the certificate of the authority, of the server, and its key.
+        self.certificates = make_certificates(self.folder) if tls else {}
+        for path in self.certificates.values():
+            path.chmod(0o600)
+            if os.geteuid() == 0:
+                shutil.chown(path, self.account, self.account)
         self._process: Process | None = None
         try:
             self.start()
@@ -90,9 +97,9 @@ class PostgresServer(DatabaseServer):
 
     account = "postgres"
 
-    def __init__(self) -> None:
+    def __init__(self, *, tls: bool = False) -> None:
         self._bin = Path(require("initdb", "postgresql")).parent
-        super().__init__()
+        super().__init__(tls=tls)
 
     def command(self) -> list[str]:
         data = self.folder / "data"
@@ -106,10 +113,13 @@ class PostgresServer(DatabaseServer):
                     f"--pwfile={secret}", "--no-sync", "--encoding=UTF8", "--locale=C",
                 ]
             )  # fmt: skip
-        settings = {
+        settings: dict[str, object] = {
             "listen_addresses": "127.0.0.1", "port": self.port, "unix_socket_directories": "", "fsync": "off",
             "full_page_writes": "off", "shared_buffers": "16MB",
         }  # fmt: skip
+        if self.certificates:
+            cert, key = self.certificates["cert-file"], self.certificates["key-file"]
+            settings |= {"ssl": "on", "ssl_cert_file": cert, "ssl_key_file": key}
         options = [text for name, value in settings.items() for text in ("-c", f"{name}={value}")]
         return [str(self._bin / "postgres"), "-D", str(data), *options]
 
@@ -135,10 +145,10 @@ class MariaDbServer(DatabaseServer):
 
     account = "mysql"
 
-    def __init__(self) -> None:
+    def __init__(self, *, tls: bool = False) -> None:
         self._install = require("mariadb-install-db", "mariadb-server")
         self._program = require("mariadbd", "mariadb-server")
-        super().__init__()
+        super().__init__(tls=tls)
 
     def command(self) -> list[str]:
         data, first = self.folder / "data", self.folder / "first.sql"
@@ -155,6 +165,7 @@ class MariaDbServer(DatabaseServer):
             self._program, "--no-defaults", f"--datadir={data}", f"--port={self.port}", "--bind-address=127.0.0.1",
             f"--socket={self.folder}/socket", f"--pid-file={self.folder}/pid", f"--init-file={first}",
             "--innodb-flush-log-at-trx-commit=0", "--innodb-buffer-pool-size=16M", "--skip-name-resolve",
+            *(f"--ssl-{name.split('-')[0]}={path}" for name, path in self.certificates.items()),
         ]  # fmt: skip
 
     def connect(self) -> Any:

@@ -20,6 +20,7 @@ from aqueue.results import FAILURE, FINAL_STATES, PENDING, SUCCESS, RemoteError,
 from aqueue.results import database_tables as tables
 from aqueue.results.database import DatabaseResults
 from aqueue.url import Url
+from tests.kit.certificates import make_certificates
 from tests.kit.databases import MariaDbServer, PostgresServer
 from tests.kit.proxy import Proxy
 from tests.kit.waiting import until
@@ -160,6 +161,18 @@ async def test_texts_that_a_column_can_not_hold_are_cut_or_cleaned(url: str, mak
     assert (a.extra["name"], a.extra["worker"][:4]) == ("n" * 155, "w?w?")
     assert (b.state, b.value) == (state[:50], "\0")
     assert await value_of(store, "d") == 5
+
+
+@pytest.mark.parametrize("task_id", ["\0", "\ud800", "x" * 200])
+async def test_an_id_that_no_table_holds_is_unknown(url: str, make: Make, task_id: str) -> None:
+    store = await make(url)
+    waiting = asyncio.create_task(store.get("a", wait=10))
+    assert await store.get(task_id, wait=0.05) is None
+    await store.forget(task_id)
+    await put(store, ended(task_id), ended("a"))
+    found = await waiting
+    assert found is not None
+    assert await store.get(task_id) is None
 
 
 async def test_a_value_over_the_size_of_a_blob_is_refused_before_it_is_stored(mariadb_url: str, make: Make) -> None:
@@ -393,6 +406,37 @@ async def test_a_wrong_password_is_told_without_showing_it(
     with pytest.raises(StoreUnavailable, match=r"aqueue:\*\*\*@127.*(password|denied)") as caught:
         await store.get("a")
     assert "wr0ng" not in f"{caught.value}{caught.value.__cause__}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "right", "wrong"),
+    [
+        (PostgresServer, "sslmode=verify-full&sslrootcert={ca}", "sslmode=verify-full&sslrootcert={other}"),
+        (MariaDbServer, "ssl_ca={ca}", "ssl_ca={other}"),
+    ],
+)
+async def test_tls_is_verified(
+    kind: type[PostgresServer | MariaDbServer], right: str, wrong: str, tmp_path: Path, make: Make
+) -> None:
+    server = kind(tls=True)
+    try:
+        files = {"ca": server.certificates["ca-cert-file"], "other": make_certificates(tmp_path)["ca-cert-file"]}
+        store = await make(f"{server.url}?{right.format_map(files)}")
+        await put(store, ended("a"))
+        assert await value_of(store, "a") == 5
+        with pytest.raises(StoreUnavailable, match="certificate verify failed"):
+            await (await make(f"{server.url}?{wrong.format_map(files)}")).get("a")
+    finally:
+        server.stop()
+
+
+async def test_parameters_of_libpq_reach_the_server(postgres_server: PostgresServer, make: Make) -> None:
+    postgres_server.empty()
+    store = await make(f"{postgres_server.url}?application_name=shop&connect_timeout=3")
+    await put(store, ended("a"))
+    with closing(postgres_server.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'shop'")
+        assert cursor.fetchone() == (1,)
 
 
 @pytest.mark.parametrize("start", ["db+postgresql://aqueue:s3cret", "db+mysql://aqueue:s3cret"])
