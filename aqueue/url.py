@@ -10,6 +10,8 @@ from aqueue.errors import ConfigurationError
 #: Up to the last @, so that a password with unescaped ``/``, ``@`` or ``:`` is hidden whole.
 _CREDENTIALS = re.compile(r"(?<=://)(?!/)(?P<user>[^:]*):.*@", re.DOTALL)
 _SECRET_PARAMETERS = re.compile(r"(?i)([?&;][^=&;]*(?:password|secret|token)[^=&;]*=)[^&]*")
+#: The secrets of Azure's connection strings. A signature has & in it and goes on up to the next ;.
+_AZURE_SECRETS = re.compile(r"(?i)\b(AccountKey=)[^;?]*|\b(SharedAccessSignature=)[^;]*")
 _SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://")
 #: What to do about a URL that can't be taken apart.
 UNREADABLE = "check host and port, and write special characters in user and password as %XX"
@@ -68,4 +70,5 @@ def mask(text: str) -> str:
 
 
 def _mask_one(url: str) -> str:
-    return _SECRET_PARAMETERS.sub(r"\1***", _CREDENTIALS.sub(r"\g<user>:***@", url, count=1))
+    url = _CREDENTIALS.sub(r"\g<user>:***@", url, count=1)
+    return _SECRET_PARAMETERS.sub(r"\1***", _AZURE_SECRETS.sub(r"\1\2***", url))

@@ -4,6 +4,7 @@ import asyncio
 import signal
 import threading
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from pathlib import Path
 from uuid import uuid4
 
@@ -13,7 +14,7 @@ import pytest_asyncio
 from aqueue.url import Url
 from tests.kit.databases import MariaDbServer, PostgresServer
 from tests.kit.proxy import Proxy
-from tests.kit.servers import RedisServer
+from tests.kit.servers import MemcachedServer, RedisServer, S3Server
 
 # A shell starts what runs in its background with Ctrl-C ignored, and every process of a test would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -79,6 +80,36 @@ def mariadb_server() -> Iterator[MariaDbServer]:
 def mariadb_url(mariadb_server: MariaDbServer) -> str:
     mariadb_server.empty()
     return mariadb_server.url
+
+
+@pytest.fixture(scope="session")
+def memcached_server() -> Iterator[MemcachedServer]:
+    """One memcached for the whole run; `memcached_url` empties it for each test."""
+    server = MemcachedServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def memcached_url(memcached_server: MemcachedServer) -> str:
+    with closing(memcached_server.client()) as client:
+        client.flush_all(noreply=False)
+    return memcached_server.url
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """One emulator of S3 for the whole run; `s3_url` makes a bucket for each test."""
+    server = S3Server(tmp_path_factory.mktemp("s3"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def s3_url(s3_server: S3Server) -> str:
+    bucket = f"results-{uuid4().hex[:8]}"
+    s3_server.make_bucket(bucket)
+    return s3_server.url(bucket, "kept/")
 
 
 @pytest.fixture(params=KINDS)

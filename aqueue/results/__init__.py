@@ -258,17 +258,27 @@ class ResultStore(Protocol):
 
 _DATABASE = "aqueue.results.database:DatabaseResults"
 _REDIS = "aqueue.results.redis:RedisResults"
+_MEMCACHED = "aqueue.results.memcached:MemcachedResults"
+_OBJECTS = "aqueue.results.object_store:ObjectResults"
 _STORES: Final = {
     "memory": "aqueue.results.memory:MemoryResults",
     "sqlite": "aqueue.results.sqlite:SqliteResults",
     **dict.fromkeys(("redis", "rediss", "redis+socket", "unix", "sentinel", "redis+sentinel"), _REDIS),
     **dict.fromkeys(("db+sqlite", "db+postgresql", "db+mysql", "db+mariadb"), _DATABASE),
+    # The names of Celery's clients for memcached: it has one for all of them, too.
+    **dict.fromkeys(("cache+memcached", "cache+memcache", "cache+pymemcache", "cache+pylibmc"), _MEMCACHED),
+    **dict.fromkeys(("file", "s3", "gs", "azureblockblob"), _OBJECTS),
 }
 #: The extra that brings what a store imports.
 _EXTRAS: Final = {
     "db+sqlite": "sqlalchemy",
     "db+postgresql": "postgresql",
     **dict.fromkeys(("db+mysql", "db+mariadb"), "mysql"),
+    **{scheme: "memcache" for scheme, store in _STORES.items() if store == _MEMCACHED},
+    "azureblockblob": "azureblockblob",
+    "file": "file",
+    "gs": "gcs",
+    "s3": "s3",
 }
 #: SQLAlchemy's URLs may name a driver behind the database.
 _DRIVER: Final = re.compile(r"(?<=^db\+)(\w+)\+\w+$")

@@ -17,9 +17,9 @@ from aqueue.drivers.redis_records import PUT, record_arguments
 from aqueue.errors import StoreUnavailable
 from aqueue.protocol import Record
 from aqueue.results import Documents, Result, StoreFactory, StoreOptions
+from aqueue.results.keys import task_prefix
 from aqueue.url import Url
 
-_PREFIX: Final = "celery-task-meta-"
 #: Seconds after which a waiter reads the key again, whatever was or was not published.
 _READ_AGAIN: Final = 10.0
 
@@ -31,7 +31,7 @@ class RedisResults:
         self._documents = Documents(options)
         self._expires = options.expires
         self._address = address
-        self._prefix = _key_prefix(address.key_prefix) + _PREFIX
+        self._prefix = task_prefix(address.key_prefix)
         self._link = RedisLink(address, options.timeout)
         self._link.on_push("message", self._published)
         self._link.on_open.append(self._listen_again)
@@ -154,8 +154,3 @@ class _News:
         self.arrived.clear()
         document, self.document = self.document, None
         return document
-
-
-def _key_prefix(prefix: str) -> str:
-    """Celery puts ``_`` behind the prefix of results unless it ends in a separator (section 2.11)."""
-    return prefix if not prefix or prefix[-1] in ":_-." else prefix + "_"

@@ -41,6 +41,9 @@ STORES: Final = {
     "sqlite_database": Traits("db+sqlite:///{folder}/results.db", keeps_family=False),
     "postgresql": Traits(keeps_family=False),
     "mariadb": Traits(keeps_family=False, shortest_life=2.0),  # its times are whole seconds
+    "memcached": Traits(shortest_life=2.0),  # its clock ticks in seconds
+    "file": Traits("file://{folder}/results"),
+    "s3": Traits(shortest_life=2.0),  # it tells the second of a write
 }
 
 MakeBroker = Callable[..., Awaitable[Broker]]

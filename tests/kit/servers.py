@@ -5,13 +5,17 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+import boto3
 import pytest
 import redis
+from pymemcache.client.base import Client as MemcachedClient
 
 
 def free_port() -> int:
@@ -133,4 +137,109 @@ class RedisServer:
     def stop(self) -> None:
         if self._process is not None:
             self._process.signal(signal.SIGCONT)
+            self._process.stop()
+
+
+def answers(port: int) -> bool:
+    """Whether somebody listens."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+class MemcachedServer:
+    """A memcached of our own; what it holds is gone with it."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.port = free_port()
+        self._arguments = arguments
+        self._process: Process | None = None
+        self.start()
+
+    def start(self) -> None:
+        program = require("memcached", "memcached")
+        command = [program, "-l", "127.0.0.1", "-p", str(self.port), "-U", "0", "-m", "64", *self._arguments]
+        if os.getuid() == 0:
+            command += ["-u", "nobody"]
+        self._process = Process(command)
+        wait_for(lambda: answers(self.port), f"memcached on port {self.port}")
+
+    def client(self) -> MemcachedClient:
+        return MemcachedClient(("127.0.0.1", self.port), timeout=5, connect_timeout=5)
+
+    @property
+    def host(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def url(self) -> str:
+        return f"cache+memcached://{self.host}/"
+
+    def pause(self) -> None:
+        """Freeze the server: connections stay, nothing answers."""
+        assert self._process is not None
+        self._process.signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        assert self._process is not None
+        self._process.signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+
+    def stop(self) -> None:
+        if self._process is not None and self._process.child.poll() is None:
+            self._process.signal(signal.SIGCONT)
+            self._process.stop()
+
+
+class S3Server:
+    """An emulator of S3, in a process of its own; what it holds is gone with it."""
+
+    ACCESS_KEY = "tester"
+    SECRET_KEY = "s3cr3t/of+tests"
+    REGION = "eu-west-1"
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self._log = folder / "s3.log"
+        self._process: Process | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        self.start()
+
+    def start(self) -> None:
+        with self._log.open("ab") as log:
+            command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
+            self._process = Process(command, stdout=log, stderr=log)
+        wait_for(lambda: answers(self.port), f"the S3 emulator on port {self.port}", timeout=30.0)
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def client(self) -> Any:
+        return boto3.client(
+            "s3",
+            endpoint_url=self.endpoint,
+            region_name=self.REGION,
+            aws_access_key_id=self.ACCESS_KEY,
+            aws_secret_access_key=self.SECRET_KEY,
+        )
+
+    def make_bucket(self, name: str) -> None:
+        self.client().create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": self.REGION})
+
+    def url(self, bucket: str, base_path: str = "") -> str:
+        secret = quote(self.SECRET_KEY, safe="")
+        return (
+            f"s3://{bucket}/{base_path}?endpoint_url={self.endpoint}&region={self.REGION}"
+            f"&access_key_id={self.ACCESS_KEY}&secret_access_key={secret}"
+        )
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+
+    def stop(self) -> None:
+        if self._process is not None:
             self._process.stop()

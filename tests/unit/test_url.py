@@ -28,6 +28,15 @@ WITH_SECRETS = {
     "sentinel://:s3cr3t@a:1;sentinel://:s3cr3t@b:2/0?sentinel_password=s3cr3t": (
         "sentinel://:***@a:1;sentinel://:***@b:2/0?sentinel_password=***"
     ),
+    "s3://bucket/?region=here&access_key_id=me&secret_access_key=a/s3cr3t+x&session_token=s3cr3t": (
+        "s3://bucket/?region=here&access_key_id=me&secret_access_key=***&session_token=***"
+    ),
+    "azureblockblob://AccountName=me;AccountKey=s3cr3t==;EndpointSuffix=core.windows.net?container_name=x": (
+        "azureblockblob://AccountName=me;AccountKey=***;EndpointSuffix=core.windows.net?container_name=x"
+    ),
+    "azureblockblob://BlobEndpoint=https://me.net;SharedAccessSignature=sv=2&sig=s3cr3t": (
+        "azureblockblob://BlobEndpoint=https://me.net;SharedAccessSignature=***"
+    ),
     "https://host?access_token=s3cr3t&client_secret=s3cr3t": "https://host?access_token=***&client_secret=***",
 }
 
