@@ -38,6 +38,8 @@ T = TypeVar("T")
 _ID: Final = re.compile(r"(?!.*#\d+$)[^/\\\x00-\x1f\x7f]{1,200}")
 #: Requests of one store at the same time.
 _REQUESTS: Final = 32
+#: Seconds between two looks for an id that is waited for long; each costs a request, and money.
+_LONGEST_PAUSE: Final = 1.0
 #: How often a record is tried again because others wrote the same object in between.
 _TRIES: Final = 20
 
@@ -63,7 +65,7 @@ class ObjectResults:
         #: Whether the service can put on condition of a version; it says so when it can't.
         self._conditions = True
         self._free = asyncio.Semaphore(_REQUESTS)
-        self._polling = Polling(self._read)
+        self._polling = Polling(self._read, _LONGEST_PAUSE)
 
     @classmethod
     def factory(cls, url: Url) -> StoreFactory:
