@@ -26,6 +26,8 @@ class Bucket(NamedTuple):
     base: str
     #: The URL without its secrets.
     shown: str
+    #: Whether an object can be seen while somebody else is in the midst of writing it.
+    torn: bool
 
 
 def open_bucket(url: Url) -> Bucket:
@@ -41,7 +43,7 @@ def open_bucket(url: Url) -> Bucket:
         raise
     except (BaseError, OSError, ValueError) as error:  # what a driver makes of a bad key or an unwritable folder
         raise ConfigurationError(f"{url} can't be used: {sentence(error)}") from None
-    return Bucket(store, base, str(url))
+    return Bucket(store, base, str(url), torn=isinstance(store, LocalStore))
 
 
 def _rest(url: Url) -> str:

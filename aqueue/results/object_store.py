@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError, PreconditionError
+from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, NotSupportedError, PreconditionError
 
 from aqueue.drivers.buckets import Bucket, open_bucket, sentence
 from aqueue.errors import AQueueError, BadMessage, EncodeError, StoreUnavailable
@@ -40,6 +40,9 @@ _ID: Final = re.compile(r"(?!.*#\d+$)[^/\\\x00-\x1f\x7f]{1,200}")
 _REQUESTS: Final = 32
 #: Seconds between two looks for an id that is waited for long; each costs a request, and money.
 _LONGEST_PAUSE: Final = 1.0
+#: How often, and after how many seconds, a file is read again that seems to be half written: Celery empties it first.
+_LOOKS: Final = 5
+_WRITING: Final = 0.005
 #: How often a record is tried again because others wrote the same object in between.
 _TRIES: Final = 20
 
@@ -62,6 +65,7 @@ class ObjectResults:
         self._store = bucket.store
         self._prefix = bucket.base + prefix
         self._shown = bucket.shown
+        self._torn = bucket.torn
         #: Whether the service can put on condition of a version; it says so when it can't.
         self._conditions = True
         self._free = asyncio.Semaphore(_REQUESTS)
@@ -173,7 +177,7 @@ class ObjectResults:
 
     async def _result(self, task_id: str) -> Result | AQueueError | None:
         stored = await self._load(self._prefix + task_id)
-        if stored is None or not stored.data:  # Celery empties a file before it writes it
+        if stored is None or not stored.data:  # as Celery takes an empty one
             return None
         if self._is_over(stored):
             await self._remove(self._prefix + task_id)
@@ -193,9 +197,19 @@ class ObjectResults:
 
     async def _load(self, name: str) -> _Stored | None:
         try:
-            return await self._request(lambda: self._fetch(name))
+            return await self._request(lambda: self._fetch_whole(name) if self._torn else self._fetch(name))
         except FileNotFoundError:
             return None
+
+    async def _fetch_whole(self, name: str) -> _Stored:
+        """A file that Celery may be writing just now."""
+        for _ in range(_LOOKS):
+            with suppress(GenericError, BadMessage):  # it was cut while it was read; or is not written to its end
+                stored = await self._fetch(name)
+                self._documents.decode("", stored.data)
+                return stored
+            await asyncio.sleep(_WRITING)
+        return await self._fetch(name)
 
     async def _fetch(self, name: str) -> _Stored:
         answer = await obstore.get_async(self._store, name)

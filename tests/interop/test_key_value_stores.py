@@ -13,7 +13,7 @@ from aqueue import AQueue, TaskFailed
 from aqueue.results import FAILURE, RemoteError, Result
 from tests.interop import aqueue_app, celery_app
 from tests.interop.conftest import SOON, ended
-from tests.interop.workers import QUICK, Site, WorkerProcess, aqueue_worker, celery_worker
+from tests.interop.workers import QUICK, Site, aqueue_worker, celery_worker
 from tests.kit.servers import MemcachedServer, RedisServer, S3Server
 from tests.kit.waiting import until
 
