@@ -41,7 +41,7 @@ _REQUESTS: Final = 32
 #: Seconds between two looks for an id that is waited for long; each costs a request, and money.
 _LONGEST_PAUSE: Final = 1.0
 #: How often, and after how many seconds, a file is read again that seems to be half written: Celery empties it first.
-_LOOKS: Final = 5
+_LOOKS: Final = 8
 _WRITING: Final = 0.005
 #: How often a record is tried again because others wrote the same object in between.
 _TRIES: Final = 20
