@@ -40,9 +40,8 @@ _ID: Final = re.compile(r"(?!.*#\d+$)[^/\\\x00-\x1f\x7f]{1,200}")
 _REQUESTS: Final = 32
 #: Seconds between two looks for an id that is waited for long; each costs a request, and money.
 _LONGEST_PAUSE: Final = 1.0
-#: How often, and after how many seconds, a file is read again that seems to be half written: Celery empties it first.
-_LOOKS: Final = 8
-_WRITING: Final = 0.005
+#: Seconds after which a file is read again that seems to be half written: Celery empties it first.
+_WRITING: Final = (0.001, 0.003, 0.007, 0.015, 0.03, 0.05)
 #: How often a record is tried again because others wrote the same object in between.
 _TRIES: Final = 20
 
@@ -203,12 +202,12 @@ class ObjectResults:
 
     async def _fetch_whole(self, name: str) -> _Stored:
         """A file that Celery may be writing just now."""
-        for _ in range(_LOOKS):
+        for pause in _WRITING:
             with suppress(GenericError, BadMessage):  # it was cut while it was read; or is not written to its end
                 stored = await self._fetch(name)
                 self._documents.decode("", stored.data)
                 return stored
-            await asyncio.sleep(_WRITING)
+            await asyncio.sleep(pause)
         return await self._fetch(name)
 
     async def _fetch(self, name: str) -> _Stored:
