@@ -16,6 +16,7 @@ from pymemcache.client.hash import HashClient
 from aqueue.drivers.memcached_servers import Server, choose, parse_servers
 from aqueue.errors import ConfigurationError, EncodeError, MessageTooLarge, StoreUnavailable
 from aqueue.results import FAILURE, STARTED, SUCCESS, RemoteError, Result, ResultStore, StoreOptions, from_url
+from aqueue.results.memcached import MemcachedResults
 from aqueue.serialization import Limits
 from aqueue.url import Url
 from tests.kit.servers import MemcachedServer, Process, require, wait_for
@@ -115,6 +116,22 @@ async def test_of_many_writers_none_overwrites_a_success(memcached_url: str, ope
     assert {found.state for found in told.values()} == {SUCCESS}
     for task_id in ids:
         assert await stores[0].get(task_id) == success(task_id)
+
+
+@pytest.mark.parametrize("state", [None, STARTED])
+async def test_what_was_read_before_a_success_came_does_not_overwrite_it(
+    memcached_url: str, open_store: Open, state: str | None
+) -> None:
+    """The steps of two writers, one between the other's."""
+    one, other = await open_store(memcached_url), await open_store(memcached_url)
+    assert isinstance(one, MemcachedResults)
+    failure = one.record(Result(task_id="a", state=FAILURE, value=RemoteError("E", [], "m")))
+    if state is not None:
+        await put(other, Result(task_id="a", state=state))
+    read = await one._items([failure.key])
+    await put(other, success("a"))
+    assert await one._write([(failure, read.get(failure.key))]) == [failure.key]
+    assert await one.get("a") == success("a")
 
 
 # --- limits ----------------------------------------------------------------------------------------------------------

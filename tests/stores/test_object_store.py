@@ -17,6 +17,7 @@ from aqueue import AQueue
 from aqueue.drivers.buckets import open_bucket
 from aqueue.errors import BadMessage, ConfigurationError, EncodeError, StoreUnavailable
 from aqueue.results import FAILURE, PENDING, STARTED, SUCCESS, RemoteError, Result, ResultStore, StoreOptions, from_url
+from aqueue.results.object_store import ObjectResults
 from aqueue.url import Url
 from tests.kit.servers import S3Server
 
@@ -204,6 +205,22 @@ async def test_of_many_writers_none_overwrites_a_success(s3_url: str, open_store
     await asyncio.gather(succeed(), *[fail(store) for store in stores[1:]])
     for task_id in ids:
         assert await stores[0].get(task_id) == success(task_id)
+
+
+@pytest.mark.parametrize("state", [None, STARTED])
+async def test_what_was_read_before_a_success_came_does_not_overwrite_it(
+    s3_url: str, open_store: Open, state: str | None
+) -> None:
+    """The steps of two writers, one between the other's."""
+    one, other = await open_store(s3_url), await open_store(s3_url)
+    assert isinstance(one, ObjectResults)
+    failure = one.record(Result(task_id="a", state=FAILURE, value=RemoteError("E", [], "m")))
+    if state is not None:
+        await put(other, Result(task_id="a", state=state))
+    read = await one._load(failure.key)
+    await put(other, success("a"))
+    assert not await one._write(failure, read)
+    assert await one.get("a") == success("a")
 
 
 async def test_settings_are_taken_from_the_environment(
