@@ -82,6 +82,7 @@ def _files(url: Url) -> tuple[ObjectStore, str]:
 
 _S3_NAMES: Final = {
     "access_key_id": "access_key_id",
+    "conditional_put": "conditional_put",
     "endpoint_url": "endpoint",
     "region": "region",
     "secret_access_key": "secret_access_key",

@@ -65,8 +65,9 @@ class ObjectResults:
         self._prefix = bucket.base + prefix
         self._shown = bucket.shown
         self._torn = bucket.torn
-        #: Whether the service can put on condition of a version; it says so when it can't.
-        self._conditions = True
+        #: Whether the service can put if absent, and if unchanged; it says so when it can't.
+        self._creates = True
+        self._updates = not bucket.torn
         self._free = asyncio.Semaphore(_REQUESTS)
         self._polling = Polling(self._read, _LONGEST_PAUSE)
 
@@ -120,9 +121,9 @@ class ObjectResults:
 
     async def _write(self, record: Record, stored: _Stored | None) -> bool:
         """Write over what was read; False when it is no longer there, or somebody has written first."""
-        mode: Any = "create"
+        mode: Any = "create" if self._creates else "overwrite"
         if stored is not None:
-            mode = stored.version if self._conditions and stored.version else "overwrite"
+            mode = stored.version if self._updates and stored.version else "overwrite"
         try:
             await self._request(lambda: obstore.put_async(self._store, record.key, record.value, mode=mode))
         except (AlreadyExistsError, PreconditionError):
@@ -130,10 +131,8 @@ class ObjectResults:
         except (NotImplementedError, NotSupportedError):
             if mode == "overwrite":
                 raise StoreUnavailable(f"{self._shown} takes no objects") from None
-            self._conditions = False
-            if mode == "create":
-                await self._request(lambda: obstore.put_async(self._store, record.key, record.value, mode="overwrite"))
-                return True
+            self._creates = self._creates and mode != "create"
+            self._updates = self._updates and mode == "create"
             return False
         except FileNotFoundError:
             if isinstance(mode, dict):  # removed meanwhile
@@ -145,9 +144,10 @@ class ObjectResults:
         await all_done([self._announce(record) for record in records])
 
     async def _announce(self, record: Record) -> None:
-        if not self._conditions and await self._load(record.key) is not None:
+        if self._creates and (await self._write(record, None) or self._creates):
             return
-        await self._write(record, None)
+        if await self._load(record.key) is None:
+            await self._write(record, None)
 
     async def forget(self, task_id: str) -> None:
         if _ID.fullmatch(task_id) is not None:

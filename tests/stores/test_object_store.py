@@ -223,6 +223,22 @@ async def test_what_was_read_before_a_success_came_does_not_overwrite_it(
     assert await one.get("a") == success("a")
 
 
+async def test_a_service_without_conditions_is_read_first_and_written_then(s3_url: str, open_store: Open) -> None:
+    for prefix in ("put", "announce"):
+        store = await open_store(f"{s3_url}&conditional_put=disabled&key_prefix={prefix}")
+        pending = store.record(Result(task_id="a", state=PENDING))
+        if prefix == "put":
+            await put(store, Result(task_id="a", state=STARTED))
+        else:
+            await store.announce([pending])
+        await put(store, success("a"))
+        await put(store, Result(task_id="a", state=FAILURE, value=RemoteError("E", [], "m")))
+        await store.announce([pending])
+        fresh = await open_store(f"{s3_url}&conditional_put=disabled&key_prefix={prefix}")
+        await fresh.announce([pending])
+        assert await fresh.get("a") == success("a")
+
+
 async def test_settings_are_taken_from_the_environment(
     s3_server: S3Server, open_store: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
