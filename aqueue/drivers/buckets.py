@@ -26,6 +26,8 @@ class Bucket(NamedTuple):
     base: str
     #: The URL without its secrets.
     shown: str
+    #: Whether an object can be seen while somebody else is in the midst of writing it.
+    torn: bool
 
 
 def open_bucket(url: Url) -> Bucket:
@@ -41,7 +43,7 @@ def open_bucket(url: Url) -> Bucket:
         raise
     except (BaseError, OSError, ValueError) as error:  # what a driver makes of a bad key or an unwritable folder
         raise ConfigurationError(f"{url} can't be used: {sentence(error)}") from None
-    return Bucket(store, base, str(url))
+    return Bucket(store, base, str(url), torn=isinstance(store, LocalStore))
 
 
 def _rest(url: Url) -> str:
@@ -80,6 +82,7 @@ def _files(url: Url) -> tuple[ObjectStore, str]:
 
 _S3_NAMES: Final = {
     "access_key_id": "access_key_id",
+    "conditional_put": "conditional_put",
     "endpoint_url": "endpoint",
     "region": "region",
     "secret_access_key": "secret_access_key",

@@ -286,7 +286,6 @@ _EXTRAS: Final = {
     "db+sqlite": "sqlalchemy",
     "db+postgresql": "postgresql",
     **dict.fromkeys(("db+mysql", "db+mariadb"), "mysql"),
-    **{scheme: "memcache" for scheme, store in _STORES.items() if store == _MEMCACHED},
     "azureblockblob": "azureblockblob",
     "file": "file",
     "gs": "gcs",

@@ -9,13 +9,10 @@ import math
 import re
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self
 
-from emcache import Item, NotFoundCommandError, NotStoredStorageCommandError, StorageCommandError
-
-from aqueue.drivers.memcached_link import MemcachedLink
+from aqueue.drivers.memcached_link import Item, MemcachedLink, write_command
 from aqueue.drivers.memcached_servers import Server, choose, parse_servers
 from aqueue.errors import AQueueError, BadMessage, ConfigurationError, EncodeError, MessageTooLarge, StoreUnavailable
 from aqueue.protocol import Record
@@ -34,8 +31,6 @@ _OVERHEAD: Final = 512
 _LONGEST_LIFE: Final = 30 * 24 * 3600
 #: The server's clock ticks in seconds: one second could end at once.
 _SHORTEST_LIFE: Final = 2
-#: Keys in one request.
-_KEYS: Final = 100
 #: How often a record is tried again because others wrote the same key in between.
 _TRIES: Final = 20
 _PARAMETERS: Final = frozenset(("item_size", "key_prefix"))
@@ -43,8 +38,6 @@ _PARAMETERS: Final = frozenset(("item_size", "key_prefix"))
 
 class MemcachedResults:
     """A `aqueue.results.ResultStore` in memcached; see the module's text."""
-
-    reply_to = ""
 
     def __init__(self, servers: Sequence[Server], prefix: str, item_size: int, options: StoreOptions) -> None:
         self._documents = Documents(options)
@@ -99,8 +92,8 @@ class MemcachedResults:
         for _ in range(_TRIES):
             found = await self._items(list(wanted))
             wanted = {key: record for key, record in wanted.items() if not self._has_succeeded(found.get(key))}
-            stored = await all_done([self._store(record, found.get(key)) for key, record in wanted.items()])
-            wanted = {key: wanted[key] for key, done in zip(list(wanted), stored, strict=True) if not done}
+            lost = await self._write([(record, found.get(key)) for key, record in wanted.items()])
+            wanted = {key: wanted[key] for key in lost}
             if not wanted:
                 return
         raise StoreUnavailable(f"memcached: others keep writing {', '.join(wanted)[:200]} in between")
@@ -108,35 +101,28 @@ class MemcachedResults:
     def _has_succeeded(self, item: Item | None) -> bool:
         return item is not None and self._documents.says_success(item.value)
 
-    async def _store(self, record: Record, item: Item | None) -> bool:
-        """Write over what was read; False when it is no longer there, or somebody has written first."""
-        key, ends = record.key.encode(), _expiry(record.ttl)
-        if item is None:
-            return await self._add(record)
-        seen = item.cas
-        assert seen is not None, "asked for"
-        try:
-            await self._link(record.key).run(lambda client: client.cas(key, record.value, seen, exptime=ends))
-        except StorageCommandError:
-            return False
-        return True
-
-    async def _add(self, record: Record) -> bool:
-        key, ends = record.key.encode(), _expiry(record.ttl)
-        try:
-            await self._link(record.key).run(lambda client: client.add(key, record.value, exptime=ends))
-        except NotStoredStorageCommandError:
-            return False
-        return True
+    async def _write(self, records: Sequence[tuple[Record, Item | None]]) -> list[str]:
+        """Write each over what was read; the keys where that is there no more, or somebody has written first."""
+        by_link: dict[MemcachedLink, dict[str, bytes]] = {}
+        for record, item in records:
+            verb, mark = (b"add", ()) if item is None else (b"cas", (item.mark,))
+            command = write_command(verb, record.key, record.value, _expiry(record.ttl), *mark)
+            by_link.setdefault(self._link(record.key), {})[record.key] = command
+        written = await all_done([link.write(list(commands.values())) for link, commands in by_link.items()])
+        return [
+            key
+            for commands, outcomes in zip(by_link.values(), written, strict=True)
+            for key, done in zip(commands, outcomes, strict=True)
+            if not done
+        ]
 
     async def announce(self, records: Sequence[Record]) -> None:
-        await all_done([self._add(record) for record in records])
+        await self._write([(record, None) for record in records])
 
     async def forget(self, task_id: str) -> None:
         key = self._prefix + task_id
         if _KEY.fullmatch(key) is not None:
-            with suppress(NotFoundCommandError):
-                await self._link(key).run(lambda client: client.delete(key.encode()))
+            await self._link(key).write([b"delete %b\r\n" % key.encode()])
 
     # --- reading ---
 
@@ -167,21 +153,13 @@ class MemcachedResults:
         for key in keys:
             if _KEY.fullmatch(key) is not None:
                 by_link.setdefault(self._link(key), []).append(key.encode())
-        requests = [
-            _read_some(link, names[start : start + _KEYS])
-            for link, names in by_link.items()
-            for start in range(0, len(names), _KEYS)
-        ]
-        return {key.decode(): item for items in await all_done(requests) for key, item in items.items()}
+        read = await all_done([link.read(names) for link, names in by_link.items()])
+        return {key.decode(): item for items in read for key, item in items.items()}
 
     def _link(self, key: str) -> MemcachedLink:
         if len(self._links) == 1:
             return next(iter(self._links.values()))
         return self._links[choose(list(self._links), key)]
-
-
-async def _read_some(link: MemcachedLink, keys: Sequence[bytes]) -> Mapping[bytes, Item]:
-    return await link.run(lambda client: client.gets_many(keys))
 
 
 def _expiry(ttl: float | None) -> int:

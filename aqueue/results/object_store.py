@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, NotSupportedError, PreconditionError
+from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, NotSupportedError, PreconditionError
 
 from aqueue.drivers.buckets import Bucket, open_bucket, sentence
 from aqueue.errors import AQueueError, BadMessage, EncodeError, StoreUnavailable
@@ -40,6 +40,8 @@ _ID: Final = re.compile(r"(?!.*#\d+$)[^/\\\x00-\x1f\x7f]{1,200}")
 _REQUESTS: Final = 32
 #: Seconds between two looks for an id that is waited for long; each costs a request, and money.
 _LONGEST_PAUSE: Final = 1.0
+#: Seconds after which a file is read again that seems to be half written: Celery empties it first.
+_WRITING: Final = (0.001, 0.003, 0.007, 0.015, 0.03, 0.05)
 #: How often a record is tried again because others wrote the same object in between.
 _TRIES: Final = 20
 
@@ -55,8 +57,6 @@ class _Stored(NamedTuple):
 class ObjectResults:
     """A `aqueue.results.ResultStore` of objects; see the module's text."""
 
-    reply_to = ""
-
     def __init__(self, bucket: Bucket, prefix: str, options: StoreOptions) -> None:
         self._documents = Documents(options)
         self._expires = options.expires
@@ -64,8 +64,10 @@ class ObjectResults:
         self._store = bucket.store
         self._prefix = bucket.base + prefix
         self._shown = bucket.shown
-        #: Whether the service can put on condition of a version; it says so when it can't.
-        self._conditions = True
+        self._torn = bucket.torn
+        #: Whether the service can put if absent, and if unchanged; it says so when it can't.
+        self._creates = True
+        self._updates = not bucket.torn
         self._free = asyncio.Semaphore(_REQUESTS)
         self._polling = Polling(self._read, _LONGEST_PAUSE)
 
@@ -119,9 +121,9 @@ class ObjectResults:
 
     async def _write(self, record: Record, stored: _Stored | None) -> bool:
         """Write over what was read; False when it is no longer there, or somebody has written first."""
-        mode: Any = "create"
+        mode: Any = "create" if self._creates else "overwrite"
         if stored is not None:
-            mode = stored.version if self._conditions and stored.version else "overwrite"
+            mode = stored.version if self._updates and stored.version else "overwrite"
         try:
             await self._request(lambda: obstore.put_async(self._store, record.key, record.value, mode=mode))
         except (AlreadyExistsError, PreconditionError):
@@ -129,10 +131,8 @@ class ObjectResults:
         except (NotImplementedError, NotSupportedError):
             if mode == "overwrite":
                 raise StoreUnavailable(f"{self._shown} takes no objects") from None
-            self._conditions = False
-            if mode == "create":
-                await self._request(lambda: obstore.put_async(self._store, record.key, record.value, mode="overwrite"))
-                return True
+            self._creates = self._creates and mode != "create"
+            self._updates = self._updates and mode == "create"
             return False
         except FileNotFoundError:
             if isinstance(mode, dict):  # removed meanwhile
@@ -144,9 +144,10 @@ class ObjectResults:
         await all_done([self._announce(record) for record in records])
 
     async def _announce(self, record: Record) -> None:
-        if not self._conditions and await self._load(record.key) is not None:
+        if self._creates and (await self._write(record, None) or self._creates):
             return
-        await self._write(record, None)
+        if await self._load(record.key) is None:
+            await self._write(record, None)
 
     async def forget(self, task_id: str) -> None:
         if _ID.fullmatch(task_id) is not None:
@@ -175,7 +176,7 @@ class ObjectResults:
 
     async def _result(self, task_id: str) -> Result | AQueueError | None:
         stored = await self._load(self._prefix + task_id)
-        if stored is None or not stored.data:  # Celery empties a file before it writes it
+        if stored is None or not stored.data:  # as Celery takes an empty one
             return None
         if self._is_over(stored):
             await self._remove(self._prefix + task_id)
@@ -195,9 +196,19 @@ class ObjectResults:
 
     async def _load(self, name: str) -> _Stored | None:
         try:
-            return await self._request(lambda: self._fetch(name))
+            return await self._request(lambda: self._fetch_whole(name) if self._torn else self._fetch(name))
         except FileNotFoundError:
             return None
+
+    async def _fetch_whole(self, name: str) -> _Stored:
+        """A file that Celery may be writing just now."""
+        for pause in _WRITING:
+            with suppress(GenericError, BadMessage):  # it was cut while it was read; or is not written to its end
+                stored = await self._fetch(name)
+                self._documents.decode("", stored.data)
+                return stored
+            await asyncio.sleep(pause)
+        return await self._fetch(name)
 
     async def _fetch(self, name: str) -> _Stored:
         answer = await obstore.get_async(self._store, name)
