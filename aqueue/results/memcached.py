@@ -39,6 +39,8 @@ _PARAMETERS: Final = frozenset(("item_size", "key_prefix"))
 class MemcachedResults:
     """A `aqueue.results.ResultStore` in memcached; see the module's text."""
 
+    reply_to = ""
+
     def __init__(self, servers: Sequence[Server], prefix: str, item_size: int, options: StoreOptions) -> None:
         self._documents = Documents(options)
         self._expires = options.expires

@@ -57,6 +57,8 @@ class _Stored(NamedTuple):
 class ObjectResults:
     """A `aqueue.results.ResultStore` of objects; see the module's text."""
 
+    reply_to = ""
+
     def __init__(self, bucket: Bucket, prefix: str, options: StoreOptions) -> None:
         self._documents = Documents(options)
         self._expires = options.expires
