@@ -133,8 +133,10 @@ class ObjectResults:
         except (NotImplementedError, NotSupportedError):
             if mode == "overwrite":
                 raise StoreUnavailable(f"{self._shown} takes no objects") from None
-            self._creates = self._creates and mode != "create"
-            self._updates = self._updates and mode == "create"
+            if mode == "create":
+                self._creates = False
+            else:
+                self._updates = False
             return False
         except FileNotFoundError:
             if isinstance(mode, dict):  # removed meanwhile
