@@ -27,10 +27,12 @@ _SHOWN: Final = 150
 
 @dataclass(frozen=True)
 class Site:
-    """A Redis server with a broker in database 0 and results in the same or another one."""
+    """A Redis server with results and traces; the broker is its database 0, or RabbitMQ."""
 
     server: RedisServer
     results_db: int = 0
+    #: A virtual host of RabbitMQ.
+    rabbit: str = ""
 
     @property
     def port(self) -> int:
@@ -38,7 +40,7 @@ class Site:
 
     @property
     def broker(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
+        return self.rabbit or f"redis://127.0.0.1:{self.port}/0"
 
     @property
     def results(self) -> str:
@@ -51,6 +53,7 @@ class Site:
 
     @contextmanager
     def broker_keys(self) -> Iterator[Any]:
+        assert not self.rabbit, "RabbitMQ has no keys"
         with redis.Redis(port=self.port, db=0, socket_timeout=10) as client:
             yield client
 
