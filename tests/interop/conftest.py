@@ -1,4 +1,4 @@
-"""Standing fleets of real workers on Redis and on RabbitMQ, clients of both kinds, and the workers' logs in the report of a failure."""
+"""Standing fleets of real workers on Redis and RabbitMQ, clients of both kinds, the workers' logs when a test fails."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
@@ -166,7 +166,7 @@ def fleet(request: pytest.FixtureRequest) -> Fleet:
 
 
 @pytest.fixture(params=["plain", "rabbit"])
-def timed_fleet(request: pytest.FixtureRequest) -> Fleet:
+def either_fleet(request: pytest.FixtureRequest) -> Fleet:
     """One for each broker."""
     return _named(request, request.param)
 

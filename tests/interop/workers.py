@@ -11,7 +11,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
+from urllib.parse import urlsplit
 
+import amqp
 import pytest
 import redis
 
@@ -61,6 +63,13 @@ class Site:
     def result_keys(self) -> Iterator[Any]:
         with redis.Redis(port=self.port, db=self.results_db, socket_timeout=10) as client:
             yield client
+
+    @contextmanager
+    def rabbit_channel(self) -> Iterator[Any]:
+        """To look into the virtual host; it ends with its connection."""
+        place = urlsplit(self.rabbit)
+        with amqp.Connection(f"{place.hostname}:{place.port}", virtual_host=place.path[1:]) as connection:
+            yield connection.channel()
 
     def runs(self, key: str) -> int:
         """How often a task with this key has run."""
