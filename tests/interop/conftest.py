@@ -220,6 +220,27 @@ def site(redis_server: RedisServer, redis_url: str) -> Iterator[Site]:
     found.traces.close()
 
 
+@pytest.fixture(scope="package")
+def rabbit_place(redis_server: RedisServer, virtual_host: str) -> Iterator[Site]:
+    """RabbitMQ, with a Redis for results and traces; for workers that several tests share."""
+    found = Site(redis_server, results_db=1, rabbit=virtual_host)
+    yield found
+    found.traces.close()
+
+
+@pytest.fixture
+def rabbit_site(rabbit_place: Site, redis_url: str) -> Site:
+    """The same, with its Redis empty."""
+    return rabbit_place
+
+
+@pytest.fixture(params=["redis", "rabbit"])
+def either_site(request: pytest.FixtureRequest) -> Site:
+    """For a test that starts workers of its own, on one broker after the other."""
+    found: Site = request.getfixturevalue({"redis": "site", "rabbit": "rabbit_site"}[request.param])
+    return found
+
+
 @pytest.fixture
 def key() -> str:
     """A name of the test's own: for flags, traces and queues."""
