@@ -71,6 +71,11 @@ class Site:
         with amqp.Connection(f"{place.hostname}:{place.port}", virtual_host=place.path[1:]) as connection:
             yield connection.channel()
 
+    def waiting_in_rabbit(self, queue: str) -> int:
+        """Messages in nobody's hands."""
+        with self.rabbit_channel() as channel:
+            return int(channel.queue_declare(queue, passive=True).message_count)
+
     def runs(self, key: str) -> int:
         """How often a task with this key has run."""
         return int(self.traces.get(f"runs:{key}") or 0)
