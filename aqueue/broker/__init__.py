@@ -129,6 +129,11 @@ class Queue(msgspec.Struct, frozen=True, kw_only=True):
             return self.arguments
         return {"x-max-priority": self.max_priority, **self.arguments}
 
+    @property
+    def is_quorum(self) -> bool:
+        """Whether it is replicated; a fleet that has one sends by the ladder of delays."""
+        return self.arguments.get("x-queue-type") == "quorum"
+
 
 #: What RabbitMQ allows.
 MAX_PRIORITY_LEVELS: Final = 255

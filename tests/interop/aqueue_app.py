@@ -4,12 +4,13 @@ import asyncio
 import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from aqueue import AQueue, Context, Retry, Settings
+from aqueue import AQueue, Context, Queue, Retry, Settings
 from aqueue.signing import Auth
 from tests.interop import tasks
 
@@ -23,8 +24,15 @@ class Order:
     lines: list[str]
 
 
-def make(broker: str, results: str, **settings: Any) -> AQueue:
-    """An app with all tasks; ``settings`` are those of `Settings`, ``auth`` a folder with keys."""
+def make(
+    broker: str, results: str, *, queues: Mapping[str, Mapping[str, Any]] | None = None, **settings: Any
+) -> AQueue:
+    """An app with all tasks; ``settings`` are those of `Settings`, ``auth`` a folder with keys.
+
+    ``queues``: by their names, what `Queue` is made of.
+    """
+    if queues:
+        settings["queues"] = {name: Queue(**made) for name, made in queues.items()}
     keys = settings.pop("auth", None)
     if keys is not None:
         settings["signer"] = auth(Path(keys))

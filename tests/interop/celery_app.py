@@ -3,15 +3,17 @@
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tests.interop import tasks
-from tests.interop.celery_names import Celery
+from tests.interop.celery_names import Celery, Exchange, Queue
 
 
-def make(broker: str, results: str, **conf: Any) -> Any:
-    """An app with all tasks; ``conf`` are Celery's settings."""
+def make(broker: str, results: str, *, queues: Mapping[str, Mapping[str, Any]] | None = None, **conf: Any) -> Any:
+    """An app with all tasks; ``conf`` are Celery's settings, ``queues`` as `aqueue_app.make` takes them."""
+    if queues:
+        conf["task_queues"] = [queue(name, **made) for name, made in queues.items()]
     app = Celery("interop", broker=broker, backend=results, set_as_current=False)
     app.conf.update(broker_connection_retry_on_startup=True, task_track_started=True, **conf)
 
@@ -35,6 +37,21 @@ def make(broker: str, results: str, **conf: Any) -> Any:
     again: dict[str, Any] = {"autoretry_for": (ConnectionError,), "max_retries": 3, "default_retry_delay": 0.2}
     register("interop.retry_policy", retry_policy, bind=True, **again)
     return app
+
+
+def queue(
+    name: str,
+    *,
+    exchange: str | None = None,
+    exchange_type: str = "direct",
+    routing_key: str | None = None,
+    max_priority: int | None = None,
+    arguments: dict[str, Any] | None = None,
+) -> Any:
+    """A queue as `aqueue.Queue` would have it."""
+    leads = Exchange(exchange or name, type=exchange_type)
+    key = name if routing_key is None else routing_key
+    return Queue(name, leads, routing_key=key, max_priority=max_priority, queue_arguments=arguments)
 
 
 def add(x: int, y: int) -> int:

@@ -1,4 +1,4 @@
-"""Two standing fleets of real workers, clients of both kinds, and the workers' logs in the report of a failure."""
+"""Standing fleets of real workers on Redis and RabbitMQ, clients of both kinds, the workers' logs when a test fails."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
@@ -16,6 +16,7 @@ from aqueue.worker import Worker
 from tests.interop import aqueue_app, celery_app
 from tests.interop.celery_names import pools
 from tests.interop.workers import Site, WorkerProcess, aqueue_worker, celery_worker
+from tests.kit.rabbitmq import RabbitServer
 from tests.kit.servers import RedisServer
 
 #: Queues of the standing fleets.
@@ -69,7 +70,7 @@ def close_backend(app: Any) -> None:
 
 @dataclass
 class Fleet:
-    """A Celery worker and an aqueue worker on one Redis: each with a queue of its own, and one for both."""
+    """A Celery worker and an aqueue worker on one broker: each with a queue of its own, and one for both."""
 
     site: Site
     celery: WorkerProcess
@@ -85,10 +86,10 @@ class Fleet:
 
 
 def _standing_fleet(
-    folder: Path, results_db: int, celery_settings: dict[str, Any], aqueue_settings: dict[str, Any]
+    folder: Path, results_db: int, celery_settings: dict[str, Any], aqueue_settings: dict[str, Any], rabbit: str = ""
 ) -> Iterator[Fleet]:
     server = RedisServer(folder / "redis")
-    site = Site(server, results_db)
+    site = Site(server, results_db, rabbit)
     clients = CeleryClients()
     try:
         with (
@@ -125,6 +126,21 @@ def standing_rich_fleet(tmp_path_factory: pytest.TempPathFactory, celery_pools: 
     yield from _standing_fleet(tmp_path_factory.mktemp("rich"), 1, dict(_RICH), {**_RICH, "track_started": True})
 
 
+@pytest.fixture(scope="package")
+def virtual_host(rabbit_server: RabbitServer) -> str:
+    """The URL of one for all tests of this folder; queues, but for the default one, have names of their own."""
+    return rabbit_server.virtual_host("interop")
+
+
+@pytest.fixture(scope="package")
+def standing_rabbit_fleet(
+    tmp_path_factory: pytest.TempPathFactory, celery_pools: None, virtual_host: str
+) -> Iterator[Fleet]:
+    """As the one that accepts every format, with RabbitMQ between client and worker."""
+    folder = tmp_path_factory.mktemp("rabbit")
+    yield from _standing_fleet(folder, 1, dict(_RICH), {**_RICH, "track_started": True}, virtual_host)
+
+
 @pytest.fixture
 def plain_fleet(standing_plain_fleet: Fleet) -> Fleet:
     standing_plain_fleet.check()
@@ -137,11 +153,32 @@ def rich_fleet(standing_rich_fleet: Fleet) -> Fleet:
     return standing_rich_fleet
 
 
-@pytest.fixture(params=["one database", "two databases"])
+@pytest.fixture
+def rabbit_fleet(standing_rabbit_fleet: Fleet) -> Fleet:
+    standing_rabbit_fleet.check()
+    return standing_rabbit_fleet
+
+
+@pytest.fixture(params=["plain", "rich", "rabbit"])
 def fleet(request: pytest.FixtureRequest) -> Fleet:
     """One standing fleet after the other."""
-    name = {"one database": "plain_fleet", "two databases": "rich_fleet"}[request.param]
-    found: Fleet = request.getfixturevalue(name)
+    return _named(request, request.param)
+
+
+@pytest.fixture(params=["plain", "rabbit"])
+def either_fleet(request: pytest.FixtureRequest) -> Fleet:
+    """One for each broker."""
+    return _named(request, request.param)
+
+
+@pytest.fixture(params=["rich", "rabbit"])
+def formats_fleet(request: pytest.FixtureRequest) -> Fleet:
+    """One for each broker, which accepts every format."""
+    return _named(request, request.param)
+
+
+def _named(request: pytest.FixtureRequest, name: str) -> Fleet:
+    found: Fleet = request.getfixturevalue(f"{name}_fleet")
     return found
 
 
@@ -181,6 +218,27 @@ def site(redis_server: RedisServer, redis_url: str) -> Iterator[Site]:
     found = Site(redis_server, results_db=1)
     yield found
     found.traces.close()
+
+
+@pytest.fixture(scope="package")
+def rabbit_place(redis_server: RedisServer, virtual_host: str) -> Iterator[Site]:
+    """RabbitMQ, with a Redis for results and traces; for workers that several tests share."""
+    found = Site(redis_server, results_db=1, rabbit=virtual_host)
+    yield found
+    found.traces.close()
+
+
+@pytest.fixture
+def rabbit_site(rabbit_place: Site, redis_url: str) -> Site:
+    """The same, with its Redis empty."""
+    return rabbit_place
+
+
+@pytest.fixture(params=["redis", "rabbit"])
+def either_site(request: pytest.FixtureRequest) -> Site:
+    """For a test that starts workers of its own, on one broker after the other."""
+    found: Site = request.getfixturevalue({"redis": "site", "rabbit": "rabbit_site"}[request.param])
+    return found
 
 
 @pytest.fixture

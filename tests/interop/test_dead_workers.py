@@ -64,9 +64,11 @@ def last_fetch_is_over(site: Site, prefix: str = "") -> bool:
         return bool(keys.time()[0] > fetched)
 
 
-async def hold(site: Site, client: Any, key: str, number: int, task: str = "interop.wait_for_flag") -> list[Any]:
+async def hold(
+    site: Site, client: Any, key: str, number: int, task: str = "interop.wait_for_flag", queue: str = QUEUE
+) -> list[Any]:
     """Tasks that run until the flag is up; sent by a Celery client."""
-    return [client.send_task(task, [site.port, key], queue=QUEUE) for _ in range(number)]
+    return [client.send_task(task, [site.port, key], queue=queue) for _ in range(number)]
 
 
 # --- an aqueue worker dies -------------------------------------------------------------------------------------------
@@ -236,5 +238,65 @@ async def test_what_a_celery_worker_holds_for_later_is_left_to_an_aqueue_worker_
         await asyncio.to_thread(theirs.wait)
     assert held_by_celery(site) == 0
     with aqueue_worker(tmp_path, site.broker, site.results, queues=QUEUE):
+        assert due <= await ended(result) < due + 3
+    assert site.runs(key) == 1
+
+
+# --- on RabbitMQ, which gives back at once what a worker held that is gone -------------------------------------------
+
+
+@pytest.mark.parametrize("heir", ["an aqueue worker", "a Celery worker"])
+async def test_what_a_killed_aqueue_worker_held_is_given_by_rabbitmq_to_whoever_is_left(
+    rabbit_site: Site, celery_client: Callable[..., Any], key: str, tmp_path: Path, heir: str
+) -> None:
+    site = rabbit_site
+    victim = aqueue_worker(tmp_path, site.broker, site.results, queues=key, name="victim")
+    results = await hold(site, celery_client(site), key, 6, queue=key)
+    await until(lambda: site.runs(key) == 6, "the victim runs them")
+    if heir == "an aqueue worker":
+        survivor = aqueue_worker(tmp_path, site.broker, site.results, queues=key, name="survivor")
+    else:
+        survivor = celery_worker(
+            tmp_path, site.broker, site.results, "-P", "threads", "-c", "6", *QUICK, queues=key, name="survivor"
+        )
+    with survivor:
+        victim.kill()
+        await finish(site, key, results, "aqueue" if heir == "an aqueue worker" else "celery")
+    assert site.waiting_in_rabbit(key) == 0
+
+
+async def test_what_a_killed_celery_worker_held_is_given_by_rabbitmq_to_an_aqueue_worker(
+    rabbit_site: Site, connect: Connect, celery_client: Callable[..., Any], key: str, tmp_path: Path
+) -> None:
+    """Two run, acknowledged late, and more are fetched, from clients of both kinds: none of them is lost."""
+    site = rabbit_site
+    victim = celery_worker(tmp_path, site.broker, site.results, "-c", "2", *QUICK, queues=key)
+    theirs = await hold(site, celery_client(site), key, 4, task="interop.late", queue=key)
+    app = await connect(site)
+    ours = [await app.send_task("interop.late", [site.port, key], queue=key) for _ in range(2)]
+    await until(lambda: site.runs(key) == 2, "two of them run")
+    await until(lambda: site.waiting_in_rabbit(key) == 0, "all are fetched")
+    victim.kill()
+    with aqueue_worker(tmp_path, site.broker, site.results, queues=key):
+        await until(lambda: site.runs(key) == 8, "all are begun")
+        site.put_up(key)
+        assert [await ended(result) for result in theirs] == ["aqueue"] * 4
+        assert [await result.get(SOON) for result in ours] == ["aqueue"] * 2
+    assert site.runs(key) == 8
+    assert site.waiting_in_rabbit(key) == 0
+
+
+async def test_what_a_celery_worker_holds_for_later_is_left_by_rabbitmq_to_an_aqueue_worker_when_it_stops(
+    rabbit_site: Site, celery_client: Callable[..., Any], key: str, tmp_path: Path
+) -> None:
+    site = rabbit_site
+    with celery_worker(tmp_path, site.broker, site.results, "-P", "solo", *QUICK, queues=key) as theirs:
+        seconds, microseconds = site.traces.time()
+        due = seconds + microseconds / 1e6 + 5
+        result = celery_client(site).send_task("interop.stamp", [site.port, key], queue=key, countdown=5)
+        await until(lambda: "received" in theirs.log and not site.waiting_in_rabbit(key), "the Celery worker holds it")
+        theirs.terminate()
+        await asyncio.to_thread(theirs.wait)
+    with aqueue_worker(tmp_path, site.broker, site.results, queues=key):
         assert due <= await ended(result) < due + 3
     assert site.runs(key) == 1

@@ -39,15 +39,15 @@ _setex: Final = pytest.mark.filterwarnings("ignore:Call to deprecated setex:Depr
 @pytest.mark.parametrize("compression", [None, *COMPRESSORS])
 @pytest.mark.parametrize("serializer", VALUES)
 async def test_an_aqueue_worker_reads_what_a_celery_client_writes(
-    rich_fleet: Fleet, serializer: str, compression: str | None
+    formats_fleet: Fleet, serializer: str, compression: str | None
 ) -> None:
     values = VALUES[serializer]
     for value in values:
-        result = rich_fleet.client.send_task(
+        result = formats_fleet.client.send_task(
             "interop.kinds", [value], {}, queue=TO_AQUEUE, serializer=serializer, compression=compression
         )
         assert await ended(result) == [type(value).__name__]
-    result = rich_fleet.client.send_task(
+    result = formats_fleet.client.send_task(
         "interop.echo",
         [_COMMON],
         {"k": deepcopy(_COMMON)},
@@ -61,9 +61,9 @@ async def test_an_aqueue_worker_reads_what_a_celery_client_writes(
 @pytest.mark.parametrize("compression", [None, *COMPRESSORS])
 @pytest.mark.parametrize("serializer", VALUES)
 async def test_a_celery_worker_reads_what_an_aqueue_client_writes(
-    rich_fleet: Fleet, connect: Connect, serializer: str, compression: str | None
+    formats_fleet: Fleet, connect: Connect, serializer: str, compression: str | None
 ) -> None:
-    app = await connect(rich_fleet.site)
+    app = await connect(formats_fleet.site)
     for settings in ({}, {"compression": compression}) if compression else ({},):
         options: Any = {"queue": TO_CELERY, "serializer": serializer, **settings}
         for value in VALUES[serializer]:
@@ -73,12 +73,12 @@ async def test_a_celery_worker_reads_what_an_aqueue_client_writes(
         assert await result.get(SOON) == [[_COMMON], {"k": deepcopy(_COMMON)}]
 
 
-async def test_one_object_may_stand_in_two_places_of_a_yaml_message(rich_fleet: Fleet, connect: Connect) -> None:
+async def test_one_object_may_stand_in_two_places_of_a_yaml_message(formats_fleet: Fleet, connect: Connect) -> None:
     """yaml writes it once, and refers to it at the second place."""
     twice = ["tea", "milk"]
-    theirs = rich_fleet.client.send_task("interop.echo", [twice], {"k": twice}, queue=TO_AQUEUE, serializer="yaml")
+    theirs = formats_fleet.client.send_task("interop.echo", [twice], {"k": twice}, queue=TO_AQUEUE, serializer="yaml")
     assert await ended(theirs) == [[twice], {"k": twice}]
-    app = await connect(rich_fleet.site)
+    app = await connect(formats_fleet.site)
     ours = await app.send_task("interop.echo", [twice], {"k": twice}, queue=TO_CELERY, serializer="yaml")
     assert await ours.get(SOON) == [[twice], {"k": twice}]
     own = await app.send_task("interop.echo", [twice], {"k": twice}, queue=TO_AQUEUE, serializer="yaml")
@@ -86,30 +86,30 @@ async def test_one_object_may_stand_in_two_places_of_a_yaml_message(rich_fleet: 
 
 
 @pytest.mark.parametrize("name", ALIASES)
-async def test_a_compressor_may_be_called_by_its_other_name(rich_fleet: Fleet, connect: Connect, name: str) -> None:
+async def test_a_compressor_may_be_called_by_its_other_name(formats_fleet: Fleet, connect: Connect, name: str) -> None:
     text = "again and again " * 1000
-    theirs = rich_fleet.client.send_task("interop.measure", [text], queue=TO_AQUEUE, compression=name)
+    theirs = formats_fleet.client.send_task("interop.measure", [text], queue=TO_AQUEUE, compression=name)
     assert await ended(theirs) == len(text)
-    app = await connect(rich_fleet.site)
+    app = await connect(formats_fleet.site)
     ours = await app.send_task("interop.measure", [text], queue=TO_CELERY, compression=name)
     assert await ours.get(SOON) == len(text)
 
 
 async def test_an_apps_own_serializer_and_compression_are_used_for_every_call(
-    rich_fleet: Fleet, connect: Connect, celery_client: Callable[..., Any]
+    formats_fleet: Fleet, connect: Connect, celery_client: Callable[..., Any]
 ) -> None:
-    client = celery_client(rich_fleet.site, task_serializer="msgpack", task_compression="zstd")
+    client = celery_client(formats_fleet.site, task_serializer="msgpack", task_compression="zstd")
     assert await ended(client.send_task("interop.kinds", [b"\xff"], queue=TO_AQUEUE)) == ["bytes"]
-    app = await connect(rich_fleet.site, serializer="msgpack", compression="zstd")
+    app = await connect(formats_fleet.site, serializer="msgpack", compression="zstd")
     assert await (await app.send_task("interop.kinds", [b"\xff"], queue=TO_CELERY)).get(SOON) == ["bytes"]
 
 
-async def test_a_large_payload_shrinks_on_its_way_in_both_directions(rich_fleet: Fleet, connect: Connect) -> None:
+async def test_a_large_payload_shrinks_on_its_way_in_both_directions(formats_fleet: Fleet, connect: Connect) -> None:
     """Half of a megabyte, which is well over what a message of either side would be, is small when compressed."""
     text = "0123456789" * 50_000
-    app = await connect(rich_fleet.site)
+    app = await connect(formats_fleet.site)
     for compression in COMPRESSORS:
-        theirs = rich_fleet.client.send_task("interop.measure", [text], queue=TO_AQUEUE, compression=compression)
+        theirs = formats_fleet.client.send_task("interop.measure", [text], queue=TO_AQUEUE, compression=compression)
         ours = await app.send_task("interop.measure", [text], queue=TO_CELERY, compression=compression)
         assert await ended(theirs) == await ours.get(SOON) == 500_000
 
@@ -260,9 +260,9 @@ async def test_a_success_is_never_overwritten_by_the_other_side(
 
 
 @pytest.fixture
-def old_client(rich_fleet: Fleet, celery_client: Callable[..., Any]) -> Any:
+def old_client(formats_fleet: Fleet, celery_client: Callable[..., Any]) -> Any:
     """A Celery client that writes protocol 1."""
-    return celery_client(rich_fleet.site, task_protocol=1)
+    return celery_client(formats_fleet.site, task_protocol=1)
 
 
 async def test_an_aqueue_worker_runs_protocol_1(old_client: Any) -> None:
@@ -279,20 +279,20 @@ async def test_a_failure_of_a_protocol_1_task_is_seen(old_client: Any) -> None:
         await ended(result)
 
 
-async def test_the_countdown_of_a_protocol_1_task_is_kept(rich_fleet: Fleet, old_client: Any, key: str) -> None:
-    before = rich_fleet.site.traces.time()
-    result = old_client.send_task("interop.stamp", [rich_fleet.site.port, key], queue=TO_AQUEUE, countdown=0.5)
+async def test_the_countdown_of_a_protocol_1_task_is_kept(formats_fleet: Fleet, old_client: Any, key: str) -> None:
+    before = formats_fleet.site.traces.time()
+    result = old_client.send_task("interop.stamp", [formats_fleet.site.port, key], queue=TO_AQUEUE, countdown=0.5)
     ran = await ended(result)
     assert before[0] + before[1] / 1e6 + 0.5 <= ran < before[0] + 4
 
 
-async def test_an_expired_protocol_1_task_is_not_run(rich_fleet: Fleet, old_client: Any, key: str) -> None:
+async def test_an_expired_protocol_1_task_is_not_run(formats_fleet: Fleet, old_client: Any, key: str) -> None:
     result = old_client.send_task(
-        "interop.stamp", [rich_fleet.site.port, key], queue=TO_AQUEUE, countdown=0.6, expires=0.3
+        "interop.stamp", [formats_fleet.site.port, key], queue=TO_AQUEUE, countdown=0.6, expires=0.3
     )
     with pytest.raises(TaskRevokedError, match="expired"):
         await ended(result)
-    assert rich_fleet.site.runs(key) == 0
+    assert formats_fleet.site.runs(key) == 0
 
 
 @pytest.mark.parametrize("compression", [None, "gzip"])
@@ -300,35 +300,35 @@ async def test_an_expired_protocol_1_task_is_not_run(rich_fleet: Fleet, old_clie
 async def test_a_protocol_1_task_is_retried_by_an_aqueue_worker(
     old_client: Any, task: str, compression: str | None
 ) -> None:
-    for delay in (0, 0.2):
-        result = old_client.send_task(task, [3, delay], queue=TO_AQUEUE, compression=compression)
-        assert await ended(result) == [3, "aqueue"]
+    for times, delay in ((3, 0), (1, 0.2)):
+        result = old_client.send_task(task, [times, delay], queue=TO_AQUEUE, compression=compression)
+        assert await ended(result) == [times, "aqueue"]
 
 
 @pytest.mark.parametrize("compression", [None, "bzip2"])
 async def test_a_protocol_1_task_that_an_aqueue_worker_retried_goes_on_at_a_celery_worker(
-    rich_fleet: Fleet, connect: Connect, old_client: Any, key: str, compression: str | None
+    formats_fleet: Fleet, connect: Connect, old_client: Any, key: str, compression: str | None
 ) -> None:
     """The first attempt is ours. The second, parked meanwhile, is theirs: their worker joins the queue late."""
-    app = await connect(rich_fleet.site)
+    app = await connect(formats_fleet.site)
     async with working(app, key):
         result = old_client.send_task(
-            "interop.retry_self", [1, 1.0, rich_fleet.site.port, key], queue=key, compression=compression
+            "interop.retry_self", [1, 1.0, formats_fleet.site.port, key], queue=key, compression=compression
         )
         await until(lambda: result.state == "RETRY", "state RETRY")
     old_client.control.add_consumer(key, reply=True, timeout=SOON, limit=1)
     assert await ended(result) == [1, "celery"]
-    assert rich_fleet.site.traces.lrange(f"attempts:{key}", 0, -1) == ["0 in-process", "1 celery"]
+    assert formats_fleet.site.traces.lrange(f"attempts:{key}", 0, -1) == ["0 in-process", "1 celery"]
 
 
 async def test_protocol_1_retries_may_change_hands_at_every_attempt(
-    rich_fleet: Fleet, old_client: Any, key: str
+    formats_fleet: Fleet, old_client: Any, key: str
 ) -> None:
     results = [
-        old_client.send_task("interop.retry_self", [4, 0, rich_fleet.site.port, f"{key}-{i}"], queue=BOTH)
+        old_client.send_task("interop.retry_self", [4, 0, formats_fleet.site.port, f"{key}-{i}"], queue=BOTH)
         for i in range(20)
     ]
     for i, result in enumerate(results):
         assert (await ended(result))[0] == 4
-        attempts = rich_fleet.site.traces.lrange(f"attempts:{key}-{i}", 0, -1)
+        attempts = formats_fleet.site.traces.lrange(f"attempts:{key}-{i}", 0, -1)
         assert [attempt.split()[0] for attempt in attempts] == ["0", "1", "2", "3", "4"]

@@ -15,6 +15,7 @@ import yaml  # type: ignore[import-untyped]
 
 from tests.interop.conftest import Connect, Fleet
 from tests.interop.test_values import EXTENDED, UNICODE
+from tests.interop.workers import Site
 
 _TIME: Final = datetime(2124, 2, 29, 1, 2, 3, 456789, tzinfo=timezone.utc)
 #: Headers and properties that tell one sender, or one sending, from another.
@@ -22,7 +23,9 @@ _OWN_HEADERS: Final = frozenset({"origin"})
 #: Shown to people; what is not plain text is shown in each side's own way.
 _SHOWN: Final = frozenset({"argsrepr", "kwargsrepr"})
 _SHOWN_OTHERWISE: Final = frozenset({"unicode", "extended types", "msgpack", "long arguments"})
-_OWN_PROPERTIES: Final = frozenset({"reply_to", "delivery_tag", "priority"})
+_OWN_PROPERTIES: Final = frozenset({"reply_to", "delivery_tag"})
+#: On Redis the two sides have each their own sense of it.
+_URGENCY: Final = frozenset({"priority"})
 #: Celery's options that have gone where they mean nothing.
 _LEAKED: Final = frozenset({"argsrepr", "kwargsrepr"})
 
@@ -82,6 +85,31 @@ async def sent_by_both(
 
 
 def envelope_on(fleet: Fleet, queue: str) -> dict[str, Any]:
+    """The oldest message in a queue, in the shape that it has on Redis."""
+    return from_rabbit(fleet.site, queue) if fleet.site.rabbit else from_redis(fleet, queue)
+
+
+def from_rabbit(site: Site, queue: str) -> dict[str, Any]:
+    with site.rabbit_channel() as channel:
+        message = channel.basic_get(queue, no_ack=True)
+    if message is None:
+        pytest.fail(f"nothing was sent to {queue}")
+    properties = {"priority": 0, **message.properties}  # without one it has this
+    return {
+        "headers": properties.pop("application_headers"),
+        "content-type": properties.pop("content_type"),
+        "content-encoding": properties.pop("content_encoding"),
+        "properties": properties,
+        "body": base64.b64encode(as_bytes(message.body)),
+    }
+
+
+def as_bytes(body: bytes | str) -> bytes:
+    """py-amqp decodes what says that it is text."""
+    return body.encode() if isinstance(body, str) else body
+
+
+def from_redis(fleet: Fleet, queue: str) -> dict[str, Any]:
     """The oldest envelope on any of the queue's lists."""
     with fleet.site.broker_keys() as keys:
         for step in ("", "\x06\x163", "\x06\x166", "\x06\x169"):
@@ -93,12 +121,12 @@ def envelope_on(fleet: Fleet, queue: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("call", CALLS)
-async def test_both_clients_write_the_same_message(plain_fleet: Fleet, connect: Connect, key: str, call: str) -> None:
-    theirs, ours = await sent_by_both(plain_fleet, connect, key, CALLS[call])
+async def test_both_clients_write_the_same_message(either_fleet: Fleet, connect: Connect, key: str, call: str) -> None:
+    theirs, ours = await sent_by_both(either_fleet, connect, key, CALLS[call])
     assert ours.keys() == theirs.keys()
     own = _OWN_HEADERS | (_SHOWN if call in _SHOWN_OTHERWISE else frozenset())
     assert without(ours["headers"], own) == without(theirs["headers"], own)
-    own = _OWN_PROPERTIES | _LEAKED
+    own = _OWN_PROPERTIES | _LEAKED | (frozenset() if either_fleet.site.rabbit else _URGENCY)
     assert without(ours["properties"], own) == without(theirs["properties"], own)
     assert ours["properties"].keys() == theirs["properties"].keys() - _LEAKED
     assert (ours["content-type"], ours["content-encoding"]) == (theirs["content-type"], theirs["content-encoding"])
@@ -106,9 +134,9 @@ async def test_both_clients_write_the_same_message(plain_fleet: Fleet, connect: 
 
 
 async def test_both_clients_cut_the_representation_of_long_arguments(
-    plain_fleet: Fleet, connect: Connect, key: str
+    either_fleet: Fleet, connect: Connect, key: str
 ) -> None:
-    for envelope in await sent_by_both(plain_fleet, connect, key, CALLS["long arguments"]):
+    for envelope in await sent_by_both(either_fleet, connect, key, CALLS["long arguments"]):
         assert 500 < len(envelope["headers"]["argsrepr"]) < 1500
 
 
@@ -119,16 +147,16 @@ async def test_both_clients_write_the_same_time_to_expire(plain_fleet: Fleet, co
     assert abs(found[0] - found[1]) < 5000
 
 
-async def test_both_clients_write_time_limits_the_same_way(plain_fleet: Fleet, connect: Connect, key: str) -> None:
-    plain_fleet.client.send_task("interop.echo", queue=key, time_limit=30, soft_time_limit=20)
-    app = await connect(plain_fleet.site, track_sent=False)
+async def test_both_clients_write_time_limits_the_same_way(either_fleet: Fleet, connect: Connect, key: str) -> None:
+    either_fleet.client.send_task("interop.echo", queue=key, time_limit=30, soft_time_limit=20)
+    app = await connect(either_fleet.site, track_sent=False)
     await app.send_task("interop.echo", queue=key, timeout=30, soft_timeout=20)
-    theirs, ours = envelope_on(plain_fleet, key), envelope_on(plain_fleet, key)
+    theirs, ours = envelope_on(either_fleet, key), envelope_on(either_fleet, key)
     assert ours["headers"]["timelimit"] == theirs["headers"]["timelimit"] == [30, 20]
 
 
-async def test_both_clients_turn_a_countdown_into_an_eta(plain_fleet: Fleet, connect: Connect, key: str) -> None:
-    theirs, ours = await sent_by_both(plain_fleet, connect, key, {"countdown": 100})
+async def test_both_clients_turn_a_countdown_into_an_eta(either_fleet: Fleet, connect: Connect, key: str) -> None:
+    theirs, ours = await sent_by_both(either_fleet, connect, key, {"countdown": 100})
     found = [datetime.fromisoformat(envelope["headers"]["eta"]) for envelope in (theirs, ours)]
     assert all(time.utcoffset() is not None for time in found)
     assert abs((found[1] - found[0]).total_seconds()) < 5

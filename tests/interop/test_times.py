@@ -34,22 +34,22 @@ def utc(seconds: float) -> datetime:
 # --- not before ------------------------------------------------------------------------------------------------------
 
 
-async def test_a_celery_clients_countdown_is_kept_by_an_aqueue_worker(plain_fleet: Fleet, key: str) -> None:
-    due = clock(plain_fleet.site) + LATER
-    result = plain_fleet.client.send_task(
-        "interop.stamp", [plain_fleet.site.port, key], queue=TO_AQUEUE, countdown=LATER
+async def test_a_celery_clients_countdown_is_kept_by_an_aqueue_worker(either_fleet: Fleet, key: str) -> None:
+    due = clock(either_fleet.site) + LATER
+    result = either_fleet.client.send_task(
+        "interop.stamp", [either_fleet.site.port, key], queue=TO_AQUEUE, countdown=LATER
     )
     assert_in_time(await ended(result), due)
-    assert plain_fleet.site.runs(key) == 1
+    assert either_fleet.site.runs(key) == 1
 
 
-async def test_a_celery_clients_eta_in_any_zone_is_kept_by_an_aqueue_worker(plain_fleet: Fleet, key: str) -> None:
-    due = clock(plain_fleet.site) + LATER
+async def test_a_celery_clients_eta_in_any_zone_is_kept_by_an_aqueue_worker(either_fleet: Fleet, key: str) -> None:
+    due = clock(either_fleet.site) + LATER
     zones: list[timezone | None] = [*(timezone(timedelta(hours=hours)) for hours in (0, 5.5, -8)), None]
     results = [
-        plain_fleet.client.send_task(
+        either_fleet.client.send_task(
             "interop.stamp",
-            [plain_fleet.site.port, key],
+            [either_fleet.site.port, key],
             queue=TO_AQUEUE,
             eta=utc(due).astimezone(zone) if zone else utc(due).replace(tzinfo=None),  # without a zone it is UTC
         )
@@ -60,21 +60,21 @@ async def test_a_celery_clients_eta_in_any_zone_is_kept_by_an_aqueue_worker(plai
 
 
 async def test_the_countdown_of_a_celery_client_that_lives_in_another_zone_is_kept(
-    plain_fleet: Fleet, celery_client: Callable[..., Any], key: str
+    either_fleet: Fleet, celery_client: Callable[..., Any], key: str
 ) -> None:
-    client = celery_client(plain_fleet.site, timezone="Asia/Kolkata", enable_utc=False)
-    due = clock(plain_fleet.site) + LATER
-    result = client.send_task("interop.stamp", [plain_fleet.site.port, key], queue=TO_AQUEUE, countdown=LATER)
+    client = celery_client(either_fleet.site, timezone="Asia/Kolkata", enable_utc=False)
+    due = clock(either_fleet.site) + LATER
+    result = client.send_task("interop.stamp", [either_fleet.site.port, key], queue=TO_AQUEUE, countdown=LATER)
     assert_in_time(await ended(result), due)
 
 
-async def test_an_eta_in_the_past_runs_at_once(plain_fleet: Fleet, connect: Connect, key: str) -> None:
-    app = await connect(plain_fleet.site)
-    now = clock(plain_fleet.site)
-    theirs = plain_fleet.client.send_task(
-        "interop.stamp", [plain_fleet.site.port, key], queue=TO_AQUEUE, eta=utc(now - 3600)
+async def test_an_eta_in_the_past_runs_at_once(either_fleet: Fleet, connect: Connect, key: str) -> None:
+    app = await connect(either_fleet.site)
+    now = clock(either_fleet.site)
+    theirs = either_fleet.client.send_task(
+        "interop.stamp", [either_fleet.site.port, key], queue=TO_AQUEUE, eta=utc(now - 3600)
     )
-    ours = await app.send_task("interop.stamp", [plain_fleet.site.port, key], queue=TO_CELERY, eta=utc(now - 3600))
+    ours = await app.send_task("interop.stamp", [either_fleet.site.port, key], queue=TO_CELERY, eta=utc(now - 3600))
     assert_in_time(await ended(theirs), now)
     assert_in_time(await ours.get(SOON), now)
 
@@ -96,23 +96,23 @@ async def test_what_waits_for_its_time_is_with_the_server_and_not_with_an_aqueue
 
 
 async def test_an_aqueue_clients_countdown_is_kept_for_a_celery_worker_beside_an_aqueue_worker(
-    plain_fleet: Fleet, connect: Connect, key: str
+    either_fleet: Fleet, connect: Connect, key: str
 ) -> None:
     """It is parked, and the fleet's aqueue worker moves it, though it does not work on that queue."""
-    app = await connect(plain_fleet.site)
-    due = clock(plain_fleet.site) + LATER
-    result = await app.send_task("interop.stamp", [plain_fleet.site.port, key], queue=TO_CELERY, countdown=LATER)
+    app = await connect(either_fleet.site)
+    due = clock(either_fleet.site) + LATER
+    result = await app.send_task("interop.stamp", [either_fleet.site.port, key], queue=TO_CELERY, countdown=LATER)
     assert_in_time(await result.get(SOON), due)
-    assert plain_fleet.site.runs(key) == 1
+    assert either_fleet.site.runs(key) == 1
 
 
 async def test_an_aqueue_clients_eta_is_kept_for_a_celery_worker_beside_an_aqueue_worker(
-    plain_fleet: Fleet, connect: Connect, key: str
+    either_fleet: Fleet, connect: Connect, key: str
 ) -> None:
-    app = await connect(plain_fleet.site)
-    due = clock(plain_fleet.site) + LATER
+    app = await connect(either_fleet.site)
+    due = clock(either_fleet.site) + LATER
     eta = utc(due).astimezone(timezone(timedelta(hours=5.5)))
-    result = await app.send_task("interop.stamp", [plain_fleet.site.port, key], queue=TO_CELERY, eta=eta)
+    result = await app.send_task("interop.stamp", [either_fleet.site.port, key], queue=TO_CELERY, eta=eta)
     assert_in_time(await result.get(SOON), due)
 
 
@@ -128,75 +128,77 @@ async def test_with_eta_queues_a_celery_worker_holds_an_aqueue_clients_countdown
     assert_in_time(await result.get(SOON), due)
 
 
-async def test_messages_with_shorter_waits_overtake_those_with_longer(plain_fleet: Fleet, key: str) -> None:
-    for label, countdown in (("last", 1.2), ("middle", 0.8), ("first", 0.4), ("at once", 0)):
-        plain_fleet.client.send_task(
-            "interop.note", [plain_fleet.site.port, key, label], queue=TO_AQUEUE, countdown=countdown
+async def test_messages_with_shorter_waits_overtake_those_with_longer(either_fleet: Fleet, key: str) -> None:
+    for label, countdown in (("last", 2.1), ("middle", 1.1), ("first", 0.1), ("at once", 0)):
+        either_fleet.client.send_task(
+            "interop.note", [either_fleet.site.port, key, label], queue=TO_AQUEUE, countdown=countdown
         ).forget()
-    await until(lambda: plain_fleet.site.traces.llen(f"notes:{key}") == 4, "all have run")
-    assert plain_fleet.site.traces.lrange(f"notes:{key}", 0, -1) == ["at once", "first", "middle", "last"]
+    await until(lambda: either_fleet.site.traces.llen(f"notes:{key}") == 4, "all have run")
+    assert either_fleet.site.traces.lrange(f"notes:{key}", 0, -1) == ["at once", "first", "middle", "last"]
 
 
 # --- not after -------------------------------------------------------------------------------------------------------
 
 
 async def test_a_celery_client_is_told_that_its_task_has_expired_at_an_aqueue_worker(
-    plain_fleet: Fleet, key: str
+    either_fleet: Fleet, key: str
 ) -> None:
     """The task may start after one second and must not start after a half."""
-    result = plain_fleet.client.send_task(
-        "interop.stamp", [plain_fleet.site.port, key], queue=TO_AQUEUE, countdown=LATER, expires=LATER / 2
+    result = either_fleet.client.send_task(
+        "interop.stamp", [either_fleet.site.port, key], queue=TO_AQUEUE, countdown=LATER, expires=LATER / 2
     )
     with pytest.raises(TaskRevokedError, match="expired"):
         await ended(result)
     assert result.state == "REVOKED"
-    assert plain_fleet.site.runs(key) == 0
+    assert either_fleet.site.runs(key) == 0
 
 
 async def test_an_aqueue_client_is_told_that_its_task_has_expired_at_a_celery_worker(
-    plain_fleet: Fleet, connect: Connect, key: str
+    either_fleet: Fleet, connect: Connect, key: str
 ) -> None:
-    app = await connect(plain_fleet.site, eta_queues=(TO_CELERY,))
+    app = await connect(either_fleet.site, eta_queues=(TO_CELERY,))
     result = await app.send_task(
-        "interop.stamp", [plain_fleet.site.port, key], queue=TO_CELERY, countdown=LATER, expires=LATER / 2
+        "interop.stamp", [either_fleet.site.port, key], queue=TO_CELERY, countdown=LATER, expires=LATER / 2
     )
     with pytest.raises(TaskRevoked, match="expired") as caught:
         await result.get(SOON)
     assert caught.value.reason == "expired"
     assert await result.state() == "REVOKED"
-    assert plain_fleet.site.runs(key) == 0
+    assert either_fleet.site.runs(key) == 0
 
 
 async def test_a_time_that_is_over_when_a_task_is_sent_is_expired_for_both(
-    plain_fleet: Fleet, connect: Connect, key: str
+    either_fleet: Fleet, connect: Connect, key: str
 ) -> None:
-    app = await connect(plain_fleet.site)
-    past = utc(clock(plain_fleet.site) - 10)
-    ours = await app.send_task("interop.stamp", [plain_fleet.site.port, key], queue=TO_CELERY, expires=past)
+    app = await connect(either_fleet.site)
+    past = utc(clock(either_fleet.site) - 10)
+    ours = await app.send_task("interop.stamp", [either_fleet.site.port, key], queue=TO_CELERY, expires=past)
     with pytest.raises(TaskRevoked, match="expired"):
         await ours.get(SOON)
-    theirs = plain_fleet.client.send_task("interop.stamp", [plain_fleet.site.port, key], queue=TO_AQUEUE, expires=past)
+    theirs = either_fleet.client.send_task(
+        "interop.stamp", [either_fleet.site.port, key], queue=TO_AQUEUE, expires=past
+    )
     with pytest.raises(TaskRevokedError, match="expired"):
         await ended(theirs)
-    assert plain_fleet.site.runs(key) == 0
+    assert either_fleet.site.runs(key) == 0
 
 
 async def test_a_task_that_is_in_time_runs_though_it_would_expire_later(
-    plain_fleet: Fleet, connect: Connect, key: str
+    either_fleet: Fleet, connect: Connect, key: str
 ) -> None:
-    app = await connect(plain_fleet.site)
+    app = await connect(either_fleet.site)
     options: dict[str, Any] = {"expires": 60}
-    assert await ended(plain_fleet.client.send_task("interop.add", [2, 3], queue=TO_AQUEUE, **options)) == 5
+    assert await ended(either_fleet.client.send_task("interop.add", [2, 3], queue=TO_AQUEUE, **options)) == 5
     assert await (await app.send_task("interop.add", [2, 3], queue=TO_CELERY, expires=60)).get(SOON) == 5
     later = utc(time.time() + 60)
-    assert await ended(plain_fleet.client.send_task("interop.add", [2, 3], queue=TO_AQUEUE, expires=later)) == 5
+    assert await ended(either_fleet.client.send_task("interop.add", [2, 3], queue=TO_AQUEUE, expires=later)) == 5
     assert await (await app.send_task("interop.add", [2, 3], queue=TO_CELERY, expires=later)).get(SOON) == 5
 
 
-async def test_a_task_that_expires_between_its_retries_is_not_run_again(plain_fleet: Fleet, key: str) -> None:
-    result = plain_fleet.client.send_task(
-        "interop.retry_self", [1, LATER, plain_fleet.site.port, key], queue=TO_AQUEUE, expires=LATER / 2
+async def test_a_task_that_expires_between_its_retries_is_not_run_again(either_fleet: Fleet, key: str) -> None:
+    result = either_fleet.client.send_task(
+        "interop.retry_self", [1, LATER, either_fleet.site.port, key], queue=TO_AQUEUE, expires=LATER / 2
     )
     with pytest.raises(TaskRevokedError, match="expired"):
         await ended(result)
-    assert plain_fleet.site.traces.lrange(f"attempts:{key}", 0, -1) == ["0 aqueue"]
+    assert either_fleet.site.traces.lrange(f"attempts:{key}", 0, -1) == ["0 aqueue"]

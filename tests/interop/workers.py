@@ -11,7 +11,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
+from urllib.parse import urlsplit
 
+import amqp
 import pytest
 import redis
 
@@ -27,10 +29,12 @@ _SHOWN: Final = 150
 
 @dataclass(frozen=True)
 class Site:
-    """A Redis server with a broker in database 0 and results in the same or another one."""
+    """A Redis server with results and traces; the broker is its database 0, or RabbitMQ."""
 
     server: RedisServer
     results_db: int = 0
+    #: A virtual host of RabbitMQ.
+    rabbit: str = ""
 
     @property
     def port(self) -> int:
@@ -38,7 +42,7 @@ class Site:
 
     @property
     def broker(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
+        return self.rabbit or f"redis://127.0.0.1:{self.port}/0"
 
     @property
     def results(self) -> str:
@@ -51,6 +55,7 @@ class Site:
 
     @contextmanager
     def broker_keys(self) -> Iterator[Any]:
+        assert not self.rabbit, "RabbitMQ has no keys"
         with redis.Redis(port=self.port, db=0, socket_timeout=10) as client:
             yield client
 
@@ -58,6 +63,18 @@ class Site:
     def result_keys(self) -> Iterator[Any]:
         with redis.Redis(port=self.port, db=self.results_db, socket_timeout=10) as client:
             yield client
+
+    @contextmanager
+    def rabbit_channel(self) -> Iterator[Any]:
+        """To look into the virtual host; it ends with its connection."""
+        place = urlsplit(self.rabbit)
+        with amqp.Connection(f"{place.hostname}:{place.port}", virtual_host=place.path[1:]) as connection:
+            yield connection.channel()
+
+    def waiting_in_rabbit(self, queue: str) -> int:
+        """Messages in nobody's hands."""
+        with self.rabbit_channel() as channel:
+            return int(channel.queue_declare(queue, passive=True).message_count)
 
     def runs(self, key: str) -> int:
         """How often a task with this key has run."""

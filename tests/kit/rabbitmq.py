@@ -79,6 +79,16 @@ class RabbitServer:
             raise AssertionError(f"rabbitmqctl {' '.join(arguments)}: {done.stdout}{done.stderr}")
         return done.stdout
 
+    def virtual_host(self, name: str) -> str:
+        """Make one that ``guest`` may use; its URL."""
+        everything = '<<".*">>'
+        self.ctl(
+            "eval",
+            f'rabbit_vhost:add(<<"{name}">>, <<"tests">>), rabbit_auth_backend_internal:set_permissions('
+            f'<<"guest">>, <<"{name}">>, {everything}, {everything}, {everything}, <<"tests">>).',
+        )
+        return f"amqp://guest:guest@127.0.0.1:{self.port}/{name}"
+
     def forget_the_dead(self) -> None:
         """Empty the dead letters' queue."""
         with amqp.Connection(f"127.0.0.1:{self.port}") as connection:

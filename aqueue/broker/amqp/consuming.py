@@ -196,6 +196,7 @@ class Consumption:
         self._cancel(name)
         channel = self._channel
         await self._topology.declare(name)
+        await self._topology.declare_arrival(name)
         consumer = _Consumer(name, f"aq{next(self._tags)}", min(credit, _MOST_CREDIT))
         self._consumers[name] = self._ordered[consumer.tag] = consumer
         channel.request(commands.Basic.Qos(prefetch_count=consumer.prefetch))

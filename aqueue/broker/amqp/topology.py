@@ -5,10 +5,12 @@ arguments is no error. Asking for what is not there costs a channel, so this has
 
 Delays use Celery's own ladder: 28 queues whose messages wait 1, 2, 4... seconds and then move on. The first 28
 words of a routing key are the delay in binary, its last is the queue. Celery binds the end of the ladder by
-``#.<queue>``, which also catches queues whose names end alike; our binding says each word.
+``#.<queue>``, which also catches queues whose names end alike; our binding says each word. Celery's clients climb the
+ladder by themselves and leave it to the workers to bind its end, so ours do so, too.
 """
 
 import asyncio
+import logging
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Final
@@ -17,6 +19,8 @@ from pamqp import commands
 
 from aqueue.broker import Queue
 from aqueue.drivers.amqp_connection import AmqpConnection, Channel, ChannelClosed
+
+logger = logging.getLogger("aqueue.broker")
 
 #: Where messages die; see `aqueue.broker.amqp.dead`.
 DEAD: Final = "aqueue.dead"
@@ -58,7 +62,9 @@ class Topology:
         self._channel: Channel | None = None
         self._lock = asyncio.Lock()
         self._declared: set[str] = set()
-        self._delayed: set[str] = set()
+        #: Queues, and the keys by which the ladder ends at them.
+        self._delayed: set[tuple[str, str]] = set()
+        self._ladder = False
 
     async def declare(self, name: str) -> None:
         """Have a queue, its exchange and its binding. Raises ChannelClosed, ConnectionLost."""
@@ -69,15 +75,36 @@ class Topology:
 
     async def declare_delayed(self, name: str) -> None:
         """Have the ladder of delays, and its end bound to a queue."""
-        if name in self._delayed:
+        await self._end_ladder_at(name, name)
+
+    async def declare_arrival(self, name: str) -> None:
+        """Have the ladder end at a queue to which Celery clients send by it: section 3.7 says which these are.
+
+        Without it what they send for later is lost when its time has come.
+        """
+        queue = arguments_of(self._queues, name)
+        if queue.exchange_type == "direct" or not any(one.is_quorum for one in self._queues.values()):
+            return
+        key = queue.routing_key or name
+        try:
+            await self._end_ladder_at(name, key)
+        except ChannelClosed as error:
+            if error.code != _REFUSED:
+                raise
+            logger.warning("what Celery clients send to queue %s for later may be lost: %s", name, error)
+            self._delayed.add((name, key))
+
+    async def _end_ladder_at(self, name: str, key: str) -> None:
+        if (name, key) in self._delayed:
             return
         async with self._lock:
             await self._declare(name)
-            if not self._delayed:
+            if not self._ladder:
                 await self._declare_ladder()
-            key = "*." * LEVELS + name
-            await self._call(commands.Queue.Bind(queue=name, exchange=_ARRIVAL, routing_key=key))
-            self._delayed.add(name)
+                self._ladder = True
+            end = "*." * LEVELS + key
+            await self._call(commands.Queue.Bind(queue=name, exchange=_ARRIVAL, routing_key=end))
+            self._delayed.add((name, key))
 
     async def declare_dead(self) -> None:
         async with self._lock:
@@ -92,7 +119,7 @@ class Topology:
     def forget(self, name: str) -> None:
         """A queue has been deleted."""
         self._declared.discard(name)
-        self._delayed.discard(name)
+        self._delayed = {end for end in self._delayed if end[0] != name}
 
     async def _declare(self, name: str) -> None:
         queue = arguments_of(self._queues, name)
