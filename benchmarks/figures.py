@@ -35,6 +35,8 @@ def throughput(server: Server, peer: Peer, *, task: str = "nop", threads: bool =
 def _drain(left: Callable[[], int], count: int) -> float:
     wait(lambda: left() <= 0.9 * count, "a tenth is done", 120, every=0.002)
     begun, start = left(), time.perf_counter()
+    if begun <= 0:
+        raise RuntimeError("nothing was left to measure: what is counted was there before, or the run is too short")
     wait(lambda: left() <= 0, "everything is done", 300, every=0.002)
     return begun / (time.perf_counter() - start)
 
@@ -79,7 +81,7 @@ def floor_of_rabbitmq(server: OnRabbitMQ, count: int = 20_000) -> float:
 def codec(server: OnRabbitMQ, count: int = 20_000) -> dict[str, dict[str, float]]:
     """Our link to RabbitMQ beside aiormq's, see codec.py."""
     server.empty()
-    command = [sys.executable, "-m", "benchmarks.codec", server.node.url, str(count)]
+    command = [sys.executable, "-m", "benchmarks.codec", server.environment["BROKER"], str(count)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=server.environment)
     found: dict[str, dict[str, float]] = json.loads(done.stdout)
     return found

@@ -83,7 +83,8 @@ class OnRabbitMQ(Server):
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**super().environment, "BROKER": self.node.url}
+        # The virtual host / as all clients read it.
+        return {**super().environment, "BROKER": f"amqp://guest:guest@127.0.0.1:{self.node.port}/%2F"}
 
     @property
     def version(self) -> str:
@@ -94,6 +95,10 @@ class OnRabbitMQ(Server):
         with Link(self.node.port) as link:
             for queue in self.node.ctl("list_queues", "--no-table-headers", "name").splitlines():
                 link.delete(queue)
+
+    def fill(self, peer: "Peer", task: str) -> None:
+        super().fill(peer, task)
+        self.client.flushall()  # aqueue records what it sends: from here on each key is a result
 
     def left(self, peer: "Peer") -> int:
         return _results(self.client, peer.count)
