@@ -1,4 +1,6 @@
-"""``make bench``: everything in one run, peers in turn on one Redis; writes README.md and chart.svg beside this file.
+"""``make bench``: everything in one run, peers in turn on one Redis and one RabbitMQ.
+
+Writes README.md and chart.svg beside this file.
 
 python -m benchmarks [--rounds 3] [--only throughput,latency] [--peers aqueue,celery] [--no-report]
 """
@@ -6,19 +8,23 @@ python -m benchmarks [--rounds 3] [--only throughput,latency] [--peers aqueue,ce
 import argparse
 import statistics
 import sys
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from pathlib import Path
 
 from benchmarks import figures
 from benchmarks.report import Report
-from benchmarks.setting import PEERS, Peer, Server
+from benchmarks.setting import PEERS, PLACE, OnRabbitMQ, OnRpc, Peer, Server
+from tests.kit.rabbitmq import RabbitServer
 
 SENDS = {"aqueue": 20_000, "celery": 2_000, "taskiq": 3_000, "arq": 3_000, "saq": 3_000, "dramatiq": 3_000}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Run:
     """One run of the benchmarks."""
 
@@ -26,38 +32,96 @@ class Run:
     peers: Sequence[Peer]
     rounds: int
     report: Report
+    #: What is to be stopped at the end.
+    ends: ExitStack
 
     @property
     def aqueue(self) -> Peer:
         return next(peer for peer in PEERS if peer.name == "aqueue")
 
+    @cached_property
+    def rabbitmq(self) -> OnRabbitMQ:
+        """Started by the first who needs it, so that it takes nothing from what is measured on Redis."""
+        folder = self.ends.enter_context(tempfile.TemporaryDirectory(dir=PLACE))
+        node = RabbitServer(Path(folder))
+        self.ends.callback(node.stop)
+        started = OnRabbitMQ(self.server, node)
+        self.report.versions["RabbitMQ"] = started.version
+        return started
+
+    @cached_property
+    def rpc(self) -> OnRpc:
+        return OnRpc(self.server, self.rabbitmq.node)
+
     def throughput(self) -> None:
-        runs: dict[str, Callable[[], float]] = {
-            peer.name: partial(figures.throughput, self.server, peer) for peer in self.peers
-        }
+        runs = self._throughputs(self.server, self.peers)
         runs["floor"] = partial(figures.floor, self.server)
-        self.report.throughput = in_turn("tasks/s", self.rounds, runs)
+        self.report.rates["throughput"] = in_turn("tasks/s", self.rounds, runs)
 
     def latency(self) -> None:
-        for _ in range(self.rounds):
-            for peer in self.peers:
-                if not peer.has_round_trips:
-                    continue
-                found = figures.latency(self.server, peer)
-                say(f"round trip {peer.name}: p50 {found['p50']:.2f} ms, p99 {found['p99']:.2f} ms")
-                self.report.latencies[peer.name].append((found["p50"], found["p99"]))
+        self._round_trips("latency", self.server, [peer for peer in self.peers if peer.has_round_trips])
 
     def sends(self) -> None:
-        runs = {peer.name: partial(figures.sends, self.server, peer, SENDS[peer.name]) for peer in self.peers}
-        self.report.sends = in_turn("sends/s", self.rounds, runs)
+        self.report.rates["sends"] = in_turn("sends/s", self.rounds, self._sends(self.server, self.peers))
 
     def threads(self) -> None:
-        runs = {
-            peer.name: partial(figures.throughput, self.server, peer, task="thread_nop", threads=True)
-            for peer in self.peers
+        runs = self._in_threads(self.server, self.peers)
+        self.report.rates["threads"] = in_turn("tasks/s in threads", self.rounds, runs)
+
+    def on_rabbitmq(self) -> None:
+        runs = self._throughputs(self.rabbitmq, self._peers_on("rabbitmq"))
+        runs["floor"] = partial(figures.floor_of_rabbitmq, self.rabbitmq)
+        self.report.rates["rabbitmq"] = in_turn("tasks/s on RabbitMQ", self.rounds, runs)
+
+    def with_rpc(self) -> None:
+        runs = self._throughputs(self.rpc, self._peers_on("rpc"))
+        self.report.rates["rpc"] = in_turn("tasks/s by rpc", self.rounds, runs)
+
+    def rabbitmq_latency(self) -> None:
+        self._round_trips("rabbitmq_latency", self.rabbitmq, self._peers_on("rabbitmq"))
+
+    def rpc_latency(self) -> None:
+        self._round_trips("rpc_latency", self.rpc, self._peers_on("rpc"))
+
+    def rabbitmq_sends(self) -> None:
+        runs = self._sends(self.rabbitmq, self._peers_on("rabbitmq"))
+        runs["floor"] = partial(figures.floor_of_rabbitmq_sends, self.rabbitmq)
+        self.report.rates["rabbitmq_sends"] = in_turn("confirmed sends/s", self.rounds, runs)
+
+    def rabbitmq_threads(self) -> None:
+        runs = self._in_threads(self.rabbitmq, self._peers_on("rabbitmq"))
+        self.report.rates["rabbitmq_threads"] = in_turn("tasks/s in threads on RabbitMQ", self.rounds, runs)
+
+    def link(self) -> None:
+        found = [figures.codec(self.rabbitmq) for _ in range(self.rounds)]
+        for figure in found[0]:
+            names = found[0][figure]
+            self.report.link[figure] = {name: statistics.median(one[figure][name] for one in found) for name in names}
+
+    def _peers_on(self, where: str) -> list[Peer]:
+        return [peer for peer in self.peers if where in peer.also_on]
+
+    def _throughputs(self, server: Server, peers: Sequence[Peer]) -> dict[str, Callable[[], float]]:
+        return {peer.name: partial(figures.throughput, server, peer) for peer in peers}
+
+    def _sends(self, server: Server, peers: Sequence[Peer]) -> dict[str, Callable[[], float]]:
+        return {peer.name: partial(figures.sends, server, peer, SENDS[peer.name]) for peer in peers}
+
+    def _in_threads(self, server: Server, peers: Sequence[Peer]) -> dict[str, Callable[[], float]]:
+        return {
+            peer.name: partial(figures.throughput, server, peer, task="thread_nop", threads=True)
+            for peer in peers
             if peer.thread_worker
         }
-        self.report.threads = in_turn("tasks/s in threads", self.rounds, runs)
+
+    def _round_trips(self, section: str, server: Server, peers: Sequence[Peer]) -> None:
+        times: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
+        for _ in range(self.rounds):
+            for peer in peers:
+                found = figures.latency(server, peer)
+                say(f"{section} {peer.name}: p50 {found['p50']:.2f} ms, p99 {found['p99']:.2f} ms")
+                times[peer.name].append((found["p50"], found["p99"]))
+        self.report.round_trips[section] = dict(times)
 
     def sqlite(self) -> None:
         runs = {"aqueue on SQLite": partial(figures.sqlite_throughput, self.server, self.aqueue)}
@@ -86,6 +150,13 @@ PARTS: dict[str, Callable[[Run], None]] = {
     "idle": Run.idle,
     "import": Run.start,
     "depth": Run.depth,
+    "rabbitmq": Run.on_rabbitmq,
+    "rpc": Run.with_rpc,
+    "rabbitmq-latency": Run.rabbitmq_latency,
+    "rpc-latency": Run.rpc_latency,
+    "rabbitmq-sends": Run.rabbitmq_sends,
+    "rabbitmq-threads": Run.rabbitmq_threads,
+    "link": Run.link,
 }
 
 
@@ -99,14 +170,13 @@ def main() -> None:
     peers = [peer for peer in PEERS if peer.name in given.peers.split(",")]
     for peer in peers:
         peer.prepare()
-    server = Server()
-    report = Report(server.version, {peer.name: peer.version() for peer in peers})
-    run = Run(server, peers, given.rounds, report)
-    try:
+    with ExitStack() as ends:
+        server = Server()
+        ends.callback(server.stop)
+        report = Report({"Redis": server.version} | {peer.name: peer.version() for peer in peers})
+        run = Run(server, peers, given.rounds, report, ends)
         for part in given.only.split(","):
             PARTS[part](run)
-    finally:
-        server.stop()
     print(report.text())
     if not given.no_report:
         report.write()

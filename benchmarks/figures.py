@@ -1,6 +1,7 @@
 """The measurements, one function each."""
 
 import asyncio
+import json
 import os
 import signal
 import sqlite3
@@ -19,20 +20,23 @@ from aqueue.broker import BrokerOptions, Release
 from aqueue.broker.redis.envelope import pack
 from aqueue.protocol import Message
 from aqueue.url import Url
-from benchmarks.setting import PLACE, ROOT, Peer, Server, wait
+from benchmarks import rabbitmq_floor
+from benchmarks.setting import PLACE, ROOT, OnRabbitMQ, Peer, Server, wait
 
 
 def throughput(server: Server, peer: Peer, *, task: str = "nop", threads: bool = False) -> float:
     """Tasks a second of one worker on a full queue, results stored, from the first tenth to the last task."""
     server.empty()
-    peer.run(server, "send", peer.count, task)
+    server.fill(peer, task)
     with peer.working(server, threads=threads):
-        return _drain(lambda: peer.left(server.client, peer.count), peer.count)
+        return _drain(lambda: server.left(peer), peer.count)
 
 
 def _drain(left: Callable[[], int], count: int) -> float:
     wait(lambda: left() <= 0.9 * count, "a tenth is done", 120, every=0.002)
     begun, start = left(), time.perf_counter()
+    if begun <= 0:
+        raise RuntimeError("nothing was left to measure: what is counted was there before, or the run is too short")
     wait(lambda: left() <= 0, "everything is done", 300, every=0.002)
     return begun / (time.perf_counter() - start)
 
@@ -56,6 +60,31 @@ def sends(server: Server, peer: Peer, count: int) -> float:
     """Awaited sends a second, concurrent where the peer can."""
     server.empty()
     return peer.run(server, "sends", count)["rate"]
+
+
+def floor_of_rabbitmq_sends(server: OnRabbitMQ, count: int = 20_000) -> float:
+    """Confirmed publications a second, sent and counted with no framework."""
+    server.empty()
+    prepared = rabbitmq_floor.frames(rabbitmq_floor.messages(count, "celery"))
+    with rabbitmq_floor.Link(server.node.port) as link:
+        link.declare("celery", durable=True)
+        return rabbitmq_floor.publish(link, prepared)
+
+
+def floor_of_rabbitmq(server: OnRabbitMQ, count: int = 20_000) -> float:
+    """Deliveries a second, acknowledged and counted with no framework: nothing is run, no result is stored."""
+    floor_of_rabbitmq_sends(server, count)
+    with rabbitmq_floor.Link(server.node.port) as link:
+        return rabbitmq_floor.consume(link, "celery", count)
+
+
+def codec(server: OnRabbitMQ, count: int = 20_000) -> dict[str, dict[str, float]]:
+    """Our link to RabbitMQ beside aiormq's, see codec.py."""
+    server.empty()
+    command = [sys.executable, "-m", "benchmarks.codec", server.environment["BROKER"], str(count)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=server.environment)
+    found: dict[str, dict[str, float]] = json.loads(done.stdout)
+    return found
 
 
 def sqlite_throughput(server: Server, peer: Peer, count: int = 20_000) -> float:

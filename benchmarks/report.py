@@ -3,10 +3,12 @@
 import os
 import platform
 import statistics
-from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.targets import rabbitmq_targets
 
 HERE = Path(__file__).parent
 
@@ -23,17 +25,70 @@ SINGLE = {
 }
 
 
+class Section(NamedTuple):
+    title: str
+    text: str
+
+
+#: Rates a second.
+RATES = {
+    "throughput": Section("Tasks a second", "One worker process, no-op tasks, results stored."),
+    "sends": Section("Sends a second", "Awaited sends a second, concurrent where the peer can."),
+    "threads": Section("Plain functions in threads, a second", "No-op functions in 16 threads."),
+    "rabbitmq": Section(
+        "Tasks a second on RabbitMQ",
+        "One worker process, no-op tasks, classic queues, results in Redis. `floor` takes the same messages and "
+        "acknowledges them by hundreds, and does nothing else: what the server delivers at most.",
+    ),
+    "rpc": Section(
+        "Tasks a second on RabbitMQ, results by rpc",
+        "Each result is a message for the sender's queue; of the peers only Celery has that, too. Both take the same "
+        "calls, and a task is done when its result is in that queue.",
+    ),
+    "rabbitmq_sends": Section(
+        "Confirmed sends a second on RabbitMQ",
+        "Persistent messages, each send awaited until the server has confirmed it, concurrent where the peer can. "
+        "Celery and dramatiq wait for that only when told to, as they are here. `floor` writes frames made beforehand "
+        "to a socket, with no more than 1,000 of them unconfirmed.",
+    ),
+    "rabbitmq_threads": Section(
+        "Plain functions in threads on RabbitMQ, a second", "No-op functions in 16 threads, results in Redis."
+    ),
+}
+
+#: Milliseconds.
+ROUND_TRIPS = {
+    "latency": Section("Round trip", "From send to the result in hand, on an idle worker, ms."),
+    "rabbitmq_latency": Section(
+        "Round trip on RabbitMQ",
+        "The same, results in Redis. Sends of aqueue and taskiq await the server's confirm; those of Celery and "
+        "dramatiq do not, unless told to.",
+    ),
+    "rpc_latency": Section("Round trip on RabbitMQ, results by rpc", "The same, results by `rpc://`."),
+}
+
+#: figure -> what it is
+LINK = {
+    "write": "a task's message to frames, µs",
+    "read": "frames to a task's message, µs",
+    "publish": "confirmed publications a second",
+    "consume": "deliveries a second",
+}
+
+
 @dataclass
 class Report:
     """What one run has found."""
 
-    redis: str
+    #: Of servers and peers, by name.
     versions: dict[str, str]
-    throughput: dict[str, float] = field(default_factory=dict)
-    latencies: "defaultdict[str, list[tuple[float, float]]]" = field(default_factory=lambda: defaultdict(list))
-    sends: dict[str, float] = field(default_factory=dict)
-    threads: dict[str, float] = field(default_factory=dict)
+    #: By section and peer.
+    rates: dict[str, dict[str, float]] = field(default_factory=dict)
+    #: By section and peer: median and 99th percentile of each round.
+    round_trips: dict[str, dict[str, list[tuple[float, float]]]] = field(default_factory=dict)
     single: dict[str, float] = field(default_factory=dict)
+    #: By figure and by whose link to RabbitMQ it is.
+    link: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def write(self) -> None:
         (HERE / "README.md").write_text(self.text())
@@ -41,66 +96,66 @@ class Report:
 
     def text(self) -> str:
         parts = [self._head()]
-        if self.throughput:
-            parts.append(
-                self._rates("Tasks a second", self.throughput, "One worker process, no-op tasks, results stored.")
-            )
-        if self.latencies:
-            parts.append(self._round_trips())
-        if self.sends:
-            text = "Awaited sends a second, concurrent where the peer can."
-            parts.append(self._rates("Sends a second", self.sends, text))
-        if self.threads:
-            parts.append(
-                self._rates("Plain functions in threads, a second", self.threads, "No-op functions in 16 threads.")
-            )
+        parts += [self._section(name) for name in ("throughput", "latency", "sends", "threads") if self._has(name)]
         if self.single:
             parts.append(self._singles())
+        on_rabbitmq = ("rabbitmq", "rpc", "rabbitmq_latency", "rpc_latency", "rabbitmq_sends", "rabbitmq_threads")
+        parts += [self._section(name) for name in on_rabbitmq if self._has(name)]
+        if self.link:
+            parts.append(self._links())
+        targets = rabbitmq_targets(self.rates, self._medians)
+        if targets:
+            parts.append("\n".join(["## aqueue on RabbitMQ", "", *_MEASURED, *targets]))
         return "\n\n".join(parts) + "\n"
 
     def _head(self) -> str:
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         return (
-            "# Benchmarks\n\nWritten by `make bench`: all in one run, in turn, on one local Redis; medians. Machines "
-            "differ and are noisy: the ratios say more than the figures.\n\n![chart](chart.svg)\n\n"
+            "# Benchmarks\n\nWritten by `make bench`: all in one run, in turn, on one local Redis and RabbitMQ; "
+            "medians. Machines differ and are noisy: the ratios say more than the figures.\n\n![chart](chart.svg)\n\n"
             f"{date.today():%Y-%m-%d}, {os.cpu_count()} cores ({_processor()}), Python {platform.python_version()}, "  # noqa: DTZ011
-            f"Redis {self.redis}, {versions}. "
+            f"{versions}. "
             "`floor` does the same Redis work as aqueue (fenced claim and settle, results, one asyncio task and one "
-            "timeout a message) with no framework around it: [floor.py](floor.py)."
+            "timeout a message) with no framework around it: [floor.py](floor.py); on RabbitMQ it is "
+            "[rabbitmq_floor.py](rabbitmq_floor.py)."
         )
 
-    def _rates(self, title: str, rates: dict[str, float], text: str) -> str:
-        ours = rates.get("aqueue", 0.0)
-        rows = [
-            f"| {name} | {rate:,.0f} | {ours / rate:.1f} |"
-            if name != "aqueue"
-            else f"| **{name}** | **{rate:,.0f}** | |"
-            for name, rate in sorted(rates.items(), key=lambda item: -item[1])
-        ]
-        return "\n".join([f"## {title}", "", text, "", "| | a second | aqueue is x times |", "|---|--:|--:|", *rows])
+    def _has(self, section: str) -> bool:
+        return bool(self.rates.get(section) or self.round_trips.get(section))
 
-    def _round_trips(self) -> str:
-        medians = {
+    def _section(self, section: str) -> str:
+        if section in RATES:
+            return _rates(RATES[section], self.rates[section])
+        return _round_trips(ROUND_TRIPS[section], self._medians(section))
+
+    def _medians(self, section: str) -> dict[str, tuple[float, float]]:
+        return {
             name: (statistics.median(p50 for p50, _ in found), statistics.median(p99 for _, p99 in found))
-            for name, found in self.latencies.items()
+            for name, found in self.round_trips.get(section, {}).items()
         }
-        rows = [
-            f"| {name} | {p50:.2f} | {p99:.2f} |"
-            for name, (p50, p99) in sorted(medians.items(), key=lambda item: item[1])
-        ]
-        head = ["## Round trip", "", "From send to the result in hand, on an idle worker, ms.", ""]
-        return "\n".join([*head, "| | p50 | p99 |", "|---|--:|--:|", *rows])
 
     def _singles(self) -> str:
         rows = [
             f"| {SINGLE[name][0]} | {SINGLE[name][3].format(value)} | {SINGLE[name][1]} | {SINGLE[name][2]} |"
             for name, value in self.single.items()
         ]
-        return "\n".join(["## aqueue by itself", "", "| | measured | must | aim |", "|---|--:|--:|--:|", *rows])
+        return "\n".join(["## aqueue by itself", "", *_MEASURED, *rows])
+
+    def _links(self) -> str:
+        """aqueue's link to RabbitMQ beside aiormq's."""
+        rows = [
+            f"| {LINK[name]} | {found['aqueue']:,.0f} | {found['aiormq']:,.0f} |" for name, found in self.link.items()
+        ]
+        head = [
+            "## The link to RabbitMQ",
+            "",
+            "aqueue's own beside aiormq, which is beneath aio-pika: [codec.py](codec.py).",
+        ]
+        return "\n".join([*head, "", "| | aqueue | aiormq |", "|---|--:|--:|", *rows])
 
     def chart(self) -> str:
         """Bars of the tasks a second; plain SVG, readable on light and dark pages."""
-        rates = sorted(self.throughput.items(), key=lambda item: -item[1])
+        rates = sorted(self.rates.get("throughput", {}).items(), key=lambda item: -item[1])
         most = max((rate for _, rate in rates), default=1.0)
         bars = []
         for row, (name, rate) in enumerate(rates):
@@ -120,6 +175,27 @@ class Report:
             + "".join(bars)
             + "</svg>\n"
         )
+
+
+_MEASURED = ("| | measured | must | aim |", "|---|--:|--:|--:|")
+
+
+def _rates(section: Section, rates: dict[str, float]) -> str:
+    ours = rates.get("aqueue", 0.0)
+    rows = [
+        f"| {name} | {rate:,.0f} | {ours / rate:.1f} |" if name != "aqueue" else f"| **{name}** | **{rate:,.0f}** | |"
+        for name, rate in sorted(rates.items(), key=lambda item: -item[1])
+    ]
+    return "\n".join(
+        [f"## {section.title}", "", section.text, "", "| | a second | aqueue is x times |", "|---|--:|--:|", *rows]
+    )
+
+
+def _round_trips(section: Section, medians: dict[str, tuple[float, float]]) -> str:
+    rows = [
+        f"| {name} | {p50:.2f} | {p99:.2f} |" for name, (p50, p99) in sorted(medians.items(), key=lambda item: item[1])
+    ]
+    return "\n".join([f"## {section.title}", "", section.text, "", "| | p50 | p99 |", "|---|--:|--:|", *rows])
 
 
 def _processor() -> str:

@@ -1,4 +1,4 @@
-"""What a measurement runs on: a Redis of its own, an environment for each peer, workers as processes."""
+"""What a measurement runs on: servers of its own, an environment for each peer, workers as processes."""
 
 import json
 import os
@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import redis
+
+from benchmarks.rabbitmq_floor import Link, frames, messages, publish
+from tests.kit.rabbitmq import RabbitServer
 
 ROOT = Path(__file__).parent.parent
 PLACE = ROOT / ".bench"
@@ -44,6 +47,14 @@ class Server:
     def empty(self) -> None:
         self.client.flushall()
 
+    def fill(self, peer: "Peer", task: str) -> None:
+        """Send as many calls as a run of this peer takes."""
+        peer.run(self, "send", peer.count, task)
+
+    def left(self, peer: "Peer") -> int:
+        """How many of them are not finished yet."""
+        return peer.left(self.client, peer.count)
+
     @property
     def version(self) -> str:
         return str(self.client.info("server")["redis_version"])
@@ -62,6 +73,66 @@ class Server:
         self._process.wait()
 
 
+class OnRabbitMQ(Server):
+    """RabbitMQ for the messages, the same Redis for the results."""
+
+    def __init__(self, server: Server, node: RabbitServer) -> None:
+        self.client = server.client
+        self.port = server.port
+        self.node = node
+
+    @property
+    def environment(self) -> dict[str, str]:
+        # The virtual host / as all clients read it.
+        return {**super().environment, "BROKER": f"amqp://guest:guest@127.0.0.1:{self.node.port}/%2F"}
+
+    @property
+    def version(self) -> str:
+        return self.node.ctl("version").strip()
+
+    def empty(self) -> None:
+        super().empty()
+        with Link(self.node.port) as link:
+            for queue in self.node.ctl("list_queues", "--no-table-headers", "name").splitlines():
+                link.delete(queue)
+
+    def fill(self, peer: "Peer", task: str) -> None:
+        super().fill(peer, task)
+        self.client.flushall()  # aqueue records what it sends: from here on each key is a result
+
+    def left(self, peer: "Peer") -> int:
+        return _results(self.client, peer.count)
+
+
+class OnRpc(OnRabbitMQ):
+    """RabbitMQ for the messages and, by ``rpc://``, for the results.
+
+    Full queues are the same for everybody here: calls as aqueue sends them, whose results wait in a queue of their own
+    until they are counted.
+    """
+
+    #: Where the results go, declared as Celery does it.
+    _REPLIES = "replies"
+
+    def __init__(self, server: Server, node: RabbitServer) -> None:
+        super().__init__(server, node)
+        self._link = Link(node.port)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**super().environment, "RESULTS": "rpc://"}
+
+    def fill(self, peer: "Peer", task: str) -> None:
+        with Link(self.node.port) as link:
+            link.declare("celery", durable=True)
+            link.declare(self._REPLIES, durable=True, auto_delete=True, arguments={"x-expires": 86_400_000})
+            calls = messages(peer.count, "celery", task=task, reply_to=self._REPLIES)
+            publish(link, frames(calls))
+
+    def left(self, peer: "Peer") -> int:
+        return peer.count - self._link.ready(self._REPLIES)
+
+
 def wait(condition: Callable[[], Any], what: str, timeout: float = 60.0, every: float = 0.01) -> None:
     ends = time.monotonic() + timeout
     while not condition():
@@ -72,7 +143,7 @@ def wait(condition: Callable[[], Any], what: str, timeout: float = 60.0, every: 
 
 @dataclass(frozen=True)
 class Peer:
-    """A task queue to measure. ``left`` says how many of the tasks sent are not finished yet."""
+    """A task queue to measure. ``left`` says how many of the tasks sent on Redis are not finished yet."""
 
     name: str
     #: What pip installs into its environment; nothing for what is in ours.
@@ -85,6 +156,8 @@ class Peer:
     thread_worker: Sequence[str] = field(default=())
     #: Whether it can wait for a result.
     has_round_trips: bool = True
+    #: What it runs on besides Redis: ``rabbitmq`` with results in Redis, ``rpc`` with results by RabbitMQ, too.
+    also_on: Sequence[str] = ()
 
     @property
     def module(self) -> str:
@@ -176,6 +249,7 @@ PEERS = (
         _aqueue,
         40_000,
         ("aqueue", "worker", "MODULE:app", "-l", "warning", "--threads", "16"),
+        also_on=("rabbitmq", "rpc"),
     ),
     Peer(
         "celery",
@@ -184,13 +258,15 @@ PEERS = (
         _results,
         4_000,
         ("celery", "-A", "MODULE", "worker", "-P", "threads", "-c", "16", "-l", "WARNING"),
+        also_on=("rabbitmq", "rpc"),
     ),
     Peer(
         "taskiq",
-        ("taskiq", "taskiq-redis", "uvloop", "hiredis"),
+        ("taskiq", "taskiq-redis", "taskiq-aio-pika", "uvloop", "hiredis"),
         ("taskiq", "worker", "MODULE:broker", "--workers", "1", "--log-level", "WARNING", "--no-configure-logging"),
         _results,
         8_000,
+        also_on=("rabbitmq",),
     ),
     Peer(
         "arq",
@@ -207,5 +283,12 @@ PEERS = (
         6_000,
         has_round_trips=False,
     ),
-    Peer("dramatiq", ("dramatiq[redis]",), ("dramatiq", "MODULE", "-p", "1", "-t", "8"), _results, 4_000),
+    Peer(
+        "dramatiq",
+        ("dramatiq[redis,rabbitmq]",),
+        ("dramatiq", "MODULE", "-p", "1", "-t", "8"),
+        _results,
+        4_000,
+        also_on=("rabbitmq",),
+    ),
 )

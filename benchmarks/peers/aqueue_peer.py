@@ -8,7 +8,8 @@ import uvloop
 from aqueue import AQueue
 from benchmarks.peers.timing import main, rate, round_trips
 
-app = AQueue("bench", broker=os.environ["BROKER"])
+broker = os.environ["BROKER"]
+app = AQueue("bench", broker=broker, backend=os.environ["RESULTS"] if broker.startswith("amqp") else broker)
 
 
 @app.task(name="nop")

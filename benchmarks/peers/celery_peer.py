@@ -25,6 +25,7 @@ def send(count: int, task: str = "nop") -> None:
 
 
 def sends(count: int) -> None:
+    app.conf.broker_transport_options = {"confirm_publish": True}  # on RabbitMQ it would not wait for the server
     nop.delay()
     blocking_rate(nop.delay, count)
 

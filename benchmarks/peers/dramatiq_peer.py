@@ -1,15 +1,17 @@
-"""dramatiq on Redis. Commands: send N, sends N, latency N."""
+"""dramatiq on Redis or RabbitMQ. Commands: send N, sends N, latency N."""
 
 import os
 
 import dramatiq
+from dramatiq.brokers.rabbitmq import RabbitmqBroker
 from dramatiq.brokers.redis import RedisBroker
 from dramatiq.results import Results
 from dramatiq.results.backends import RedisBackend
 
 from benchmarks.peers.timing import blocking_rate, blocking_round_trips, main
 
-broker = RedisBroker(url=os.environ["BROKER"])
+url = os.environ["BROKER"]
+broker = RabbitmqBroker(url=url) if url.startswith("amqp") else RedisBroker(url=url)
 broker.add_middleware(
     Results(backend=RedisBackend(url=os.environ["RESULTS"]), store_results=True, result_ttl=86_400_000)
 )
@@ -31,6 +33,7 @@ def send(count: int, task: str = "nop") -> None:
 
 
 def sends(count: int) -> None:
+    broker.confirm_delivery = True  # on RabbitMQ it would not wait for the server
     blocking_rate(nop.send, count)
 
 

@@ -1,14 +1,22 @@
-"""taskiq on a Redis stream. Commands: send N, sends N, latency N."""
+"""taskiq on a Redis stream or RabbitMQ. Commands: send N, sends N, latency N."""
 
 import asyncio
 import os
 
 import uvloop
+from taskiq_aio_pika import AioPikaBroker, Queue, QueueType
 from taskiq_redis import RedisAsyncResultBackend, RedisStreamBroker
 
 from benchmarks.peers.timing import main, rate, round_trips
 
-broker = RedisStreamBroker(os.environ["BROKER"]).with_result_backend(
+
+def on_rabbitmq(url: str) -> AioPikaBroker:
+    """With a classic queue, as everybody has it, and as many messages at hand as it runs at once."""
+    return AioPikaBroker(url, qos=100).with_queues(Queue(type=QueueType.CLASSIC))
+
+
+url = os.environ["BROKER"]
+broker = (on_rabbitmq(url) if url.startswith("amqp") else RedisStreamBroker(url)).with_result_backend(
     RedisAsyncResultBackend(os.environ["RESULTS"], result_ex_time=86400)
 )
 
