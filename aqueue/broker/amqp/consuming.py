@@ -15,7 +15,7 @@ from bisect import insort
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from itertools import count
-from typing import Final
+from typing import Any, Final
 from uuid import uuid4
 
 import msgspec
@@ -27,6 +27,7 @@ from aqueue.broker.amqp.topology import Topology
 from aqueue.drivers.amqp_address import AmqpAddress
 from aqueue.drivers.amqp_codec import Delivered, ack_frame, requeue_frame
 from aqueue.drivers.amqp_connection import AmqpConnection, Channel, ConnectionLost
+from aqueue.drivers.amqp_methods import Consume, QueueDeclare
 
 logger = logging.getLogger("aqueue.broker")
 
@@ -199,21 +200,29 @@ class Consumption:
         consumer = _Consumer(name, f"aq{next(self._tags)}", min(credit, _MOST_CREDIT))
         self._consumers[name] = self._ordered[consumer.tag] = consumer
         channel.request(commands.Basic.Qos(prefetch_count=consumer.prefetch))
-        await channel.call(commands.Basic.Consume(queue=name, consumer_tag=consumer.tag))
+        await channel.call(Consume(queue=name, consumer_tag=consumer.tag))
 
-    def _cancel(self, name: str) -> None:
-        """Open no more credit at a queue; what has been delivered stays ours."""
+    def _cancel(self, name: str) -> asyncio.Future[Any] | None:
+        """Open no more credit at a queue; what has been delivered stays ours.
+
+        In the future is the server's answer, behind which nothing more is delivered.
+        """
         consumer = self._consumers.pop(name, None)
         if consumer is not None and self._channel is not None and self._channel.closed is None:
             consumer.prefetch = 0
-            self._channel.request(commands.Basic.Cancel(consumer_tag=consumer.tag))
+            ordered = self._ordered
+            cancelled = self._channel.request(commands.Basic.Cancel(consumer_tag=consumer.tag))
+            # What it delivers comes before this answer.
+            cancelled.add_done_callback(lambda _: ordered.pop(consumer.tag, None))
+            return cancelled
+        return None
 
     async def _look(self, queues: Sequence[str], limit: int) -> None:
         """Wait until what the queues hold now is here, so that the most urgent is not overtaken."""
         channel = self._channel
         assert channel is not None, "opened before"
         for _ in range(_LOOKS):
-            asked = [channel.request(commands.Queue.Declare(queue=name, passive=True)) for name in queues]
+            asked = [channel.request(QueueDeclare(queue=name, passive=True)) for name in queues]
             ready = {name: (await answer).message_count for name, answer in zip(queues, asked, strict=True)}
             # The counts overtake what is on its way to us; the answer to this does not.
             await channel.call(commands.Basic.Qos(prefetch_count=1))
@@ -324,8 +333,9 @@ class Consumption:
         ``all``: at the end, whatever waits. Else what has waited for longer than `LINGER`.
         """
         if all or not self._fetching:
-            for name in list(self._consumers):
-                self._cancel(name)
+            cancelled = [answer for name in list(self._consumers) if (answer := self._cancel(name)) is not None]
+            if all and cancelled:  # else what is on its way comes back counted
+                await asyncio.wait(cancelled)
         now = asyncio.get_running_loop().time()
         queues = {entry.consumer.queue for entry in self._waiting if all or now - entry.since >= LINGER}
         for name in queues:  # else as much again comes at once
@@ -394,7 +404,9 @@ class Consumption:
 
     def _cancelled(self, tag: str) -> None:
         """The server ended a consumer: its queue was deleted, or its node is down. The next round makes it again."""
-        consumer = self._ordered[tag]
+        consumer = self._ordered.pop(tag, None)
+        if consumer is None:  # just when we ended it ourselves
+            return
         logger.warning("%s ended our consumer of queue %s: was it deleted?", self._address.shown, consumer.queue)
         if self._consumers.get(consumer.queue) is consumer:
             del self._consumers[consumer.queue]
