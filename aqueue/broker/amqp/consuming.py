@@ -12,6 +12,7 @@ import asyncio
 import logging
 import random
 from bisect import insort
+from collections import deque
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from itertools import count
@@ -35,6 +36,8 @@ logger = logging.getLogger("aqueue.broker")
 LINGER: Final = 1.0
 #: A consumer's prefetch has two bytes, and 0 means no limit.
 _MOST_CREDIT: Final = 65535
+#: Seconds after which a cancelled consumer delivers nothing more.
+_ECHO: Final = 10.0
 #: Looks for what a queue still holds, when a fetch can't wait; seconds between them.
 _LOOKS: Final = 20
 _LOOK_AGAIN: Final = 0.005
@@ -117,6 +120,8 @@ class Consumption:
         self._consumers: dict[str, _Consumer] = {}
         #: By consumer tag, those that may still deliver.
         self._ordered: dict[str, _Consumer] = {}
+        #: Tags of those that we have cancelled, and when.
+        self._ended: deque[tuple[float, str]] = deque()
         #: Waiting, by `_Entry.order`.
         self._waiting: list[_Entry] = []
         #: By receipt, handed out.
@@ -197,6 +202,7 @@ class Consumption:
         self._cancel(name)
         channel = self._channel
         await self._topology.declare(name)
+        self._forget_ended()
         consumer = _Consumer(name, f"aq{next(self._tags)}", min(credit, _MOST_CREDIT))
         self._consumers[name] = self._ordered[consumer.tag] = consumer
         channel.request(commands.Basic.Qos(prefetch_count=consumer.prefetch))
@@ -205,17 +211,20 @@ class Consumption:
     def _cancel(self, name: str) -> asyncio.Future[Any] | None:
         """Open no more credit at a queue; what has been delivered stays ours.
 
-        In the future is the server's answer, behind which nothing more is delivered.
+        In the future is the server's answer, behind which a classic queue delivers nothing more.
         """
         consumer = self._consumers.pop(name, None)
         if consumer is not None and self._channel is not None and self._channel.closed is None:
             consumer.prefetch = 0
-            ordered = self._ordered
-            cancelled = self._channel.request(commands.Basic.Cancel(consumer_tag=consumer.tag))
-            # What it delivers comes before this answer.
-            cancelled.add_done_callback(lambda _: ordered.pop(consumer.tag, None))
-            return cancelled
+            self._ended.append((asyncio.get_running_loop().time(), consumer.tag))
+            return self._channel.request(commands.Basic.Cancel(consumer_tag=consumer.tag))
         return None
+
+    def _forget_ended(self) -> None:
+        """A quorum queue delivers for a moment after it has answered a cancel."""
+        long_ago = asyncio.get_running_loop().time() - _ECHO
+        while self._ended and self._ended[0][0] < long_ago:
+            self._ordered.pop(self._ended.popleft()[1], None)
 
     async def _look(self, queues: Sequence[str], limit: int) -> None:
         """Wait until what the queues hold now is here, so that the most urgent is not overtaken."""
@@ -395,7 +404,11 @@ class Consumption:
     # --- told by the server ---
 
     def _delivered(self, delivered: Delivered) -> None:
-        consumer = self._ordered[delivered.consumer_tag]
+        consumer = self._ordered.get(delivered.consumer_tag)
+        if consumer is None:
+            assert self._channel is not None, "it has delivered"
+            self._channel.connection.write(requeue_frame(delivered.channel, delivered.tag))
+            return
         consumer.unacked += 1
         self._unacked[delivered.tag] = None
         order = (-priority_of(delivered.properties), delivered.tag)
