@@ -19,11 +19,11 @@ from pamqp import body, commands, header
 from pamqp.frame import marshal, unmarshal
 
 from aqueue.broker.amqp.messages import pack
-from aqueue.broker.amqp.publishing import Publisher
 from aqueue.broker.amqp.topology import Topology
 from aqueue.drivers.amqp_address import AmqpAddress
 from aqueue.drivers.amqp_codec import Delivered, FrameReader, ack_frame, decode_properties, publication
 from aqueue.drivers.amqp_connection import AmqpConnection
+from aqueue.drivers.amqp_publisher import Publisher, nothing_to_prepare
 from aqueue.protocol import Message
 from aqueue.url import Url
 from benchmarks.rabbitmq_floor import WINDOW, messages
@@ -125,15 +125,16 @@ def properties_of(call: Message) -> commands.Basic.Properties:
 
 
 async def our_publishing(address: AmqpAddress, calls: Sequence[Message]) -> float:
-    publisher = Publisher(address, 30.0, {}, "classic")
+    publisher = Publisher(address, 30.0)
 
-    async def prepare(topology: Topology) -> None:
-        await topology.declare(QUEUE)
+    async def prepare(connection: AmqpConnection) -> None:
+        await Topology(connection, {}, "classic").declare(QUEUE)
 
     async def send(call: Message) -> None:
-        await publisher.publish([pack(call)], prepare)
+        await publisher.publish([pack(call)], nothing_to_prepare)
 
     try:
+        await publisher.publish([pack(calls[0])], prepare)
         return await publish_rate(send, calls)
     finally:
         await publisher.close()

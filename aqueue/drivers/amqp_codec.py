@@ -12,6 +12,7 @@ from decimal import Decimal
 from typing import Any, Final
 
 import msgspec
+from pamqp import commands
 from pamqp.frame import marshal, unmarshal
 
 from aqueue.protocol import KNOWN_HEADERS
@@ -33,6 +34,9 @@ _GET_OK: Final = b"\x00\x3c\x00\x47"
 _ACK: Final = b"\x00\x3c\x00\x50"
 _NACK: Final = b"\x00\x3c\x00\x78"
 
+#: Why the server closes something is a text that it cuts after 255 bytes, maybe within a letter.
+_CLOSES: Final = {b"\x00\x0a\x00\x32": commands.Connection.Close, b"\x00\x14\x00\x28": commands.Channel.Close}
+
 _frame_head = struct.Struct(">BHI")
 _content_head = struct.Struct(">HHQH")
 _tag = struct.Struct(">Q")
@@ -47,44 +51,62 @@ class Malformed(ValueError):
 # --- field tables ------------------------------------------------------------------------------------
 
 
-def encode_table(table: Mapping[str, Any]) -> bytes:
+#: Tables in tables in tables: no more than this, whoever wrote them.
+_DEEPEST: Final = 64
+
+
+def encode_table(table: Mapping[str, Any], depth: int = 0) -> bytes:
     """A field table with its length. Raises Malformed."""
+    if depth > _DEEPEST:
+        raise Malformed(f"more than {_DEEPEST} tables and lists in each other")
     parts: list[bytes] = []
     for key, value in table.items():
         parts.append(_KEYS.get(key) or encode_short(key))
-        parts.append(_encode(value))
+        parts.append(_encode(value, depth))
     data = b"".join(parts)
     return _pack_long(len(data)) + data
 
 
 def encode_short(text: str) -> bytes:
     """A short string: at most 255 bytes of UTF-8. Raises Malformed."""
-    data = text.encode("utf-8", "surrogatepass")
+    data = _bytes_of(text)
     if len(data) > 255:
         raise Malformed(f"{text[:40]!r}... is {len(data)} bytes; names and keys of AMQP have 255 at most")
     return bytes((len(data),)) + data
+
+
+def _bytes_of(text: str) -> bytes:
+    """UTF-8; what was read from other bytes is written as those again."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        pass
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
 
 
 _KEYS: Final = {key: encode_short(key) for key in KNOWN_HEADERS}
 _NAMES: Final = {key.encode(): key for key in KNOWN_HEADERS}
 
 
-def _encode(value: Any) -> bytes:
+def _encode(value: Any, depth: int) -> bytes:
     encoder = _ENCODERS.get(value.__class__)
     if encoder is not None:
         return encoder(value)
+    if is_object(value):
+        return b"F" + encode_table(value, depth + 1)
+    if is_list(value):
+        return _encode_list(value, depth + 1)
     for base in (str, bool, int, float, bytes, datetime, Decimal):  # of their subclasses: enums, numpy's numbers
         if isinstance(value, base):
             return _ENCODERS[base](value)
-    if is_object(value):
-        return b"F" + encode_table(value)
-    if is_list(value) or isinstance(value, tuple):
-        return _encode_list(value)
     raise Malformed(f"AMQP can't carry {type(value).__name__} in a header")
 
 
 def _encode_str(value: str) -> bytes:
-    data = value.encode("utf-8", "surrogatepass")
+    data = _bytes_of(value)
     return b"S" + _pack_long(len(data)) + data
 
 
@@ -96,8 +118,10 @@ def _encode_int(value: int) -> bytes:
     raise Malformed("AMQP can't carry an integer of more than 64 bits in a header")
 
 
-def _encode_list(value: Any) -> bytes:
-    data = b"".join(map(_encode, value))
+def _encode_list(value: Any, depth: int) -> bytes:
+    if depth > _DEEPEST:
+        raise Malformed(f"more than {_DEEPEST} tables and lists in each other")
+    data = b"".join([_encode(one, depth) for one in value])
     return b"A" + _pack_long(len(data)) + data
 
 
@@ -122,15 +146,9 @@ _ENCODERS: Final[dict[type, Callable[[Any], bytes]]] = {
     int: _encode_int,
     float: lambda value: b"d" + struct.pack(">d", value),
     bytes: lambda value: b"x" + _pack_long(len(value)) + value,
-    list: _encode_list,
-    tuple: _encode_list,
-    dict: lambda value: b"F" + encode_table(value),
     Decimal: _encode_decimal,
     datetime: _encode_time,
 }
-
-#: Tables in tables in tables: no more than this, whoever wrote them.
-_DEEPEST: Final = 64
 
 
 def decode_table(data: bytes, at: int, depth: int = 0) -> tuple[dict[str, Any], int]:
@@ -151,8 +169,12 @@ def decode_table(data: bytes, at: int, depth: int = 0) -> tuple[dict[str, Any], 
                 at += 1
             else:
                 table[key], at = _decode(data, at, depth)
-    except (struct.error, IndexError, UnicodeDecodeError, OverflowError, OSError) as error:
+    except Malformed:
+        raise
+    except (struct.error, IndexError, ValueError, OverflowError, OSError) as error:
         raise Malformed(f"a field table can't be read: {error}") from None
+    if at != end:
+        raise Malformed("a field is longer than its table")
     return table, at
 
 
@@ -194,6 +216,8 @@ def _decode_list(data: bytes, at: int, depth: int) -> tuple[list[Any], int]:
     while at < end:
         value, at = _decode(data, at, depth)
         found.append(value)
+    if at != end:
+        raise Malformed("a field is longer than its list")
     return found, at
 
 
@@ -288,6 +312,8 @@ def decode_properties(data: bytes) -> dict[str, Any]:
                 end = at + 1 + data[at]
                 found[name] = data[at + 1 : end].decode("utf-8", "surrogateescape")
                 at = end
+        if at > len(data):
+            raise Malformed("they are shorter than they say")
     except (struct.error, IndexError, OverflowError, OSError, ValueError) as error:
         raise Malformed(f"the properties can't be read: {error}") from None
     return found
@@ -456,6 +482,9 @@ class FrameReader:
                 routing_key, _ = _short(payload, routing)
                 self._partial[channel] = (Returned(channel, reason, exchange, routing_key), -1, [])
                 return None
+            if method in _CLOSES:
+                code = int.from_bytes(payload[4:6], "big")
+                return Method(channel, _CLOSES[method](code, _short(payload, 6)[0], 0, 0))
         except (struct.error, IndexError) as error:
             raise Malformed(f"a method can't be read: {error}") from None
         return Method(channel, _unmarshal(channel, payload))
@@ -490,6 +519,8 @@ class FrameReader:
 
 def _short(payload: bytes, at: int) -> tuple[str, int]:
     end = at + 1 + payload[at]
+    if end > len(payload):
+        raise IndexError("a short string is longer than its frame")
     return payload[at + 1 : end].decode("utf-8", "surrogateescape"), end
 
 

@@ -6,6 +6,7 @@ pipelined, as AMQP answers them in order on each channel.
 
 import asyncio
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import cycle
@@ -76,15 +77,16 @@ class Channel:
         self._replies: deque[asyncio.Future[Any]] = deque()
 
     async def call(self, method: Any) -> Any:
-        """Send a method and return the server's answer. Raises ChannelClosed, ConnectionLost."""
+        """Send a method and return the server's answer. Raises ChannelClosed, ConnectionLost, Malformed."""
         return await self.request(method)
 
     def request(self, method: Any) -> asyncio.Future[Any]:
         """Send a method without waiting; its answer is in the future."""
         self.check()
+        frame = method_frame(method, self.number)
         reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._replies.append(reply)
-        self.connection.write(method_frame(method, self.number))
+        self.connection.write(frame)
         return reply
 
     def check(self) -> None:
@@ -197,7 +199,11 @@ class AmqpConnection(asyncio.Protocol):
         except TimeoutError:
             connection.end(ConnectionLost(f"{host}:{port} did not answer within {address.connect_timeout:g} s"))
         except OSError as error:
-            connection.end(ConnectionLost(f"no connection to {host}:{port}: {error.strerror or error}"))
+            # asyncio's own text has the address once more, and not what happened.
+            happened = (
+                os.strerror(error.errno) if isinstance(error, ConnectionError) and error.errno else error.strerror
+            )
+            connection.end(ConnectionLost(f"no connection to {host}:{port}: {happened or error}"))
         except ConnectionLost:
             pass
         except BaseException:

@@ -48,11 +48,13 @@ async def nothing_to_prepare(connection: AmqpConnection) -> None:
 class _Batch:
     """Publications that are waited for together."""
 
-    __slots__ = ("done", "left", "refused")
+    __slots__ = ("alone", "done", "left", "refused")
 
     def __init__(self, size: int) -> None:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.left = size
+        #: Nothing else had been without its confirm when the server refused this.
+        self.alone = False
         #: Position -> why it was not stored.
         self.refused: dict[int, str] = {}
 
@@ -97,6 +99,7 @@ class Publisher:
                 channel = await self._open()
                 await prepare(channel.connection)
                 await self._await_unblocked(channel.connection)
+                channel.check()
                 written = True
                 self._write(channel, publications, batch)
                 if batch.left:
@@ -104,8 +107,7 @@ class Publisher:
         except TimeoutError:
             raise self._late(written, publications) from None
         except ChannelClosed as error:
-            alone = written and len(publications) == 1 and not self._unconfirmed
-            if written and not alone:
+            if written and not batch.alone:
                 raise EnqueueUnknown(f"{error}; stored or not", [one.id for one in publications]) from None
             raise EnqueueFailed(f"{self.address.shown} refuses: {error}") from None
         except ConnectionLost as error:
@@ -168,7 +170,6 @@ class Publisher:
                 raise connection.lost
 
     def _write(self, channel: Channel, publications: Sequence[Publication], batch: _Batch) -> None:
-        channel.check()
         frames: list[bytes] = []
         frame_max = channel.connection.frame_max
         for position, one in enumerate(publications):
@@ -227,7 +228,10 @@ class Publisher:
 
     def _returned(self, returned: Returned) -> None:
         """Its confirm is still to come, and says nothing of this."""
-        found = decode_properties(returned.properties).get("correlation_id", "")
+        try:
+            found = decode_properties(returned.properties).get("correlation_id", "")
+        except Malformed:
+            found = ""
         for sent in self._unconfirmed.values():
             one = sent.publication
             same = (one.exchange, one.routing_key, one.id) == (returned.exchange, returned.routing_key, found)
@@ -239,6 +243,7 @@ class Publisher:
     def _closed(self, error: Exception) -> None:
         unconfirmed, self._unconfirmed = self._unconfirmed, {}
         for sent in unconfirmed.values():
+            sent.batch.alone = len(unconfirmed) == 1
             if not sent.batch.done.done():
                 sent.batch.done.set_exception(error)
                 sent.batch.done.exception()

@@ -64,7 +64,7 @@ def pair(
     folder = tmp_path_factory.mktemp("pair")
     server = RedisServer(folder / "redis")
     site = Site(server)
-    settings = {"result_extended": True}
+    settings: dict[str, Any] = {"result_extended": True}
     ours = {**settings, "track_started": True} if request.param == "aqueue" else settings
     theirs = celery_app.make(site.broker, results, **settings)
     try:

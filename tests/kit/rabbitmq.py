@@ -24,17 +24,29 @@ vm_memory_high_watermark.relative = 0.6
 heartbeat = 60
 """
 
+_TLS = """\
+listeners.ssl.1 = 127.0.0.1:{port}
+ssl_options.cacertfile = {ca_cert_file}
+ssl_options.certfile = {cert_file}
+ssl_options.keyfile = {key_file}
+ssl_options.verify = verify_none
+"""
+
 
 class RabbitServer:
     """A rabbitmq-server, started on a free loopback port; `ctl` runs rabbitmqctl on it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, tls: dict[str, Path] | None = None) -> None:
         self.port = free_port()
+        self.tls_port = free_port() if tls else 0
         self.folder = folder
         self._process: Process | None = None
         folder.mkdir(parents=True, exist_ok=True)
         node = f"aq{uuid4().hex[:8]}@localhost"
-        (folder / "rabbitmq.conf").write_text(_CONFIG.format(port=self.port))
+        config = _CONFIG.format(port=self.port)
+        if tls:
+            config += _TLS.format(port=self.tls_port, **{name.replace("-", "_"): path for name, path in tls.items()})
+        (folder / "rabbitmq.conf").write_text(config)
         (folder / "enabled_plugins").write_text("[].\n")
         #: RabbitMQ's tools ask for no more than this: the node's name, its folders, its port mapper.
         self.env = {

@@ -41,12 +41,12 @@ from aqueue.broker import (
 from aqueue.broker.amqp.consuming import LINGER, Claim, Consumption, Ticket
 from aqueue.broker.amqp.dead import letter
 from aqueue.broker.amqp.inspection import AmqpInspection
-from aqueue.broker.amqp.messages import LOST, pack, unpack
+from aqueue.broker.amqp.messages import LOST, ROOMY, pack, unpack
 from aqueue.broker.amqp.topology import Topology, delayed_route
 from aqueue.drivers.amqp_address import AmqpAddress
 from aqueue.drivers.amqp_codec import Delivered, Malformed
 from aqueue.drivers.amqp_connection import AmqpConnection, ChannelClosed, ConnectionLost
-from aqueue.drivers.amqp_publisher import Publication, Publisher
+from aqueue.drivers.amqp_publisher import Prepare, Publication, Publisher
 from aqueue.drivers.io_thread import IoThread
 from aqueue.errors import BrokerUnavailable, EnqueueFailed
 from aqueue.protocol import Message
@@ -120,17 +120,19 @@ class AmqpBroker:
 
     async def publish(self, messages: Sequence[Message]) -> None:
         publications: list[Publication] = []
+        routed: list[Message] = []
         positions: list[int] = []
         refused: dict[int, str] = {}
         for position, message in enumerate(messages):
             try:
                 publications.append(self._route(message))
+                routed.append(message)
                 positions.append(position)
             except Malformed as error:
                 refused[position] = str(error)
         try:
             if publications:
-                await self._publisher.publish(publications, lambda connection: self._prepare(connection, messages))
+                await self._publish(publications, lambda connection: self._prepare(connection, routed))
         except EnqueueFailed as error:
             if error.refused is None and not refused:
                 raise
@@ -138,6 +140,14 @@ class AmqpBroker:
             refused |= {positions[number]: reason for number, reason in why.items()}
         if refused:
             raise EnqueueFailed(f"not stored: {'; '.join(sorted(set(refused.values())))}", refused=refused)
+
+    async def _publish(self, publications: Sequence[Publication], prepare: Prepare) -> None:
+        try:
+            await self._publisher.publish(publications, prepare)
+        except BrokerUnavailable:
+            if self._topology is not None:  # what was deleted behind our back is made again by the next
+                self._topology.forget_all()
+            raise
 
     def _route(self, message: Message, **headers: int) -> Publication:
         """Where a message goes. Raises Malformed."""
@@ -205,8 +215,9 @@ class AmqpBroker:
             unpacked = unpack(claim.delivered, claim.queue)
             message = unpacked.message
             if isinstance(message, Message):
-                if not unpacked.counted:
-                    uncounted.append((claim.receipt, pack(message, headers={LOST: unpacked.lost})))
+                again = None if unpacked.counted else pack(message, headers={LOST: unpacked.lost})
+                if again is not None and len(again.properties) <= ROOMY:
+                    uncounted.append((claim.receipt, again))
                     continue
             else:
                 self._unreadable[claim.receipt] = claim.delivered
@@ -223,7 +234,7 @@ class AmqpBroker:
     async def _publish_again(self, publications: Sequence[Publication]) -> None:
         """Straight to queues that were there a moment ago."""
 
-        await self._publisher.publish(
+        await self._publish(
             publications, lambda connection: self._declare(connection, {one.routing_key for one in publications})
         )
 
@@ -274,7 +285,7 @@ class AmqpBroker:
                 await self._topology_of(connection).declare_dead()
 
         if publications:
-            await self._publisher.publish(publications, prepare)
+            await self._publish(publications, prepare)
 
     def _again(self, delivery: Delivery, delay: float) -> tuple[Publication, Message]:
         """The same message once more, with the losses it has met so far."""
@@ -282,7 +293,8 @@ class AmqpBroker:
         assert isinstance(message, Message), "what can't be read is buried"
         later = msgspec.structs.replace(message, delay=delay)
         lost = delivery.deliveries - 1
-        return (self._route(later, **{LOST: lost}) if lost else self._route(later)), later
+        plain = self._route(later)
+        return (self._route(later, **{LOST: lost}) if lost and len(plain.properties) <= ROOMY else plain), later
 
     async def _held(self, receipts: Sequence[str]) -> set[str]:
         if self._consumption is None:
@@ -356,12 +368,13 @@ def _as_it_came(claim: Claim) -> Publication:
     unpacked = unpack(claim.delivered, claim.queue)
     if not isinstance(unpacked.message, Message):
         return Publication("", claim.queue, claim.delivered.properties, claim.delivered.body, "")
-    return pack(unpacked.message, headers={LOST: unpacked.lost} if unpacked.lost else None)
+    counted = unpacked.lost and len(claim.delivered.properties) <= ROOMY
+    return pack(unpacked.message, headers={LOST: unpacked.lost} if counted else None)
 
 
 @contextmanager
 def _raising() -> Generator[None]:
     try:
         yield
-    except (ConnectionLost, ChannelClosed) as error:
+    except (ConnectionLost, ChannelClosed, Malformed) as error:
         raise BrokerUnavailable(str(error)) from None

@@ -4,6 +4,9 @@ The server pushes; how much is said by each consumer's own prefetch, never a glo
 somebody fetches, for as many messages as that somebody can start, and for a moment after: what a fetch leaves open
 would otherwise fetch for nobody. Messages that came and were not taken wait here, and go back when nobody takes them.
 
+A prefetch can't be changed, so more credit is one more consumer. Less is what comes of waiting: to cancel a consumer
+while messages are on their way to it makes a quorum queue count them as failed.
+
 A claim is the channel's: it ends with the connection. It also ends here when its lease is not renewed, so that a
 worker that hangs gives its messages to others, as on every broker.
 """
@@ -12,10 +15,11 @@ import asyncio
 import logging
 import random
 from bisect import insort
+from collections import deque
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from itertools import count
-from typing import Final
+from typing import Any, Final
 from uuid import uuid4
 
 import msgspec
@@ -27,6 +31,7 @@ from aqueue.broker.amqp.topology import Topology
 from aqueue.drivers.amqp_address import AmqpAddress
 from aqueue.drivers.amqp_codec import Delivered, ack_frame, requeue_frame
 from aqueue.drivers.amqp_connection import AmqpConnection, Channel, ConnectionLost
+from aqueue.drivers.amqp_methods import Consume, QueueDeclare
 
 logger = logging.getLogger("aqueue.broker")
 
@@ -34,6 +39,10 @@ logger = logging.getLogger("aqueue.broker")
 LINGER: Final = 1.0
 #: A consumer's prefetch has two bytes, and 0 means no limit.
 _MOST_CREDIT: Final = 65535
+#: Consumers at one queue; above that, those without credit are ended.
+_MOST_CONSUMERS: Final = 4
+#: Seconds after which a cancelled consumer delivers nothing more.
+_ECHO: Final = 10.0
 #: Looks for what a queue still holds, when a fetch can't wait; seconds between them.
 _LOOKS: Final = 20
 _LOOK_AGAIN: Final = 0.005
@@ -75,15 +84,13 @@ class _Consumer:
 class _Entry:
     """A message in our hands, waiting or handed out."""
 
-    __slots__ = ("consumer", "delivered", "ends", "order", "since")
+    __slots__ = ("consumer", "delivered", "ends", "order")
 
-    def __init__(self, consumer: _Consumer, delivered: Delivered, order: tuple[int, int], since: float) -> None:
+    def __init__(self, consumer: _Consumer, delivered: Delivered, order: tuple[int, int]) -> None:
         self.consumer = consumer
         self.delivered = delivered
         #: The most urgent first, then as they came.
         self.order = order
-        #: When it began to wait here.
-        self.since = since
         #: When its lease ends.
         self.ends = 0.0
 
@@ -104,7 +111,8 @@ class Consumption:
         self._tags = count(1)
         self._receipts = count(1)
         self._prefix = uuid4().hex[:8]
-        self._fetching = 0
+        #: The queues of each fetch that is under way.
+        self._asking: list[Sequence[str]] = []
         self._arrived = asyncio.Event()
         self._sweeping: asyncio.TimerHandle | None = None
         self._start_afresh()
@@ -113,9 +121,13 @@ class Consumption:
         """Nothing of an ended connection is left: it can't be acknowledged on another."""
         self._topology = None
         self._channel = None
-        self._consumers: dict[str, _Consumer] = {}
+        self._consumers: dict[str, list[_Consumer]] = {}
+        #: When a queue was last asked for.
+        self._asked: dict[str, float] = {}
         #: By consumer tag, those that may still deliver.
         self._ordered: dict[str, _Consumer] = {}
+        #: Tags of those that we have cancelled, and when.
+        self._ended: deque[tuple[float, str]] = deque()
         #: Waiting, by `_Entry.order`.
         self._waiting: list[_Entry] = []
         #: By receipt, handed out.
@@ -129,7 +141,7 @@ class Consumption:
         """Claim up to ``limit`` messages. Raises ConnectionLost, ChannelClosed."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait
-        self._fetching += 1
+        self._asking.append(queues)
         try:
             while True:
                 await self._open()
@@ -146,7 +158,7 @@ class Consumption:
                     async with asyncio.timeout(left):
                         await self._arrived.wait()
         finally:
-            self._fetching -= 1
+            self._asking.remove(queues)
 
     def _take(self, queues: Collection[str], limit: int) -> list[Claim]:
         now = asyncio.get_running_loop().time()
@@ -170,51 +182,74 @@ class Consumption:
 
     async def _order(self, queues: Sequence[str], limit: int) -> bool:
         """Open as much credit as there is demand; whether any was opened just now."""
-        for name in [name for name in self._consumers if name not in queues]:
-            self._cancel(name)
+        self._asked.update(dict.fromkeys(queues, asyncio.get_running_loop().time()))
         wanted = limit - sum(entry.consumer.queue in queues for entry in self._waiting)
         if wanted <= 0:
             return False
         share = -(-wanted // len(queues))
         opened = False
         for name in queues:
-            consumer = self._consumers.get(name)
-            credit = 0 if consumer is None else consumer.credit
-            if consumer is None:
+            credit = self._credit(name)
+            if name not in self._consumers:
                 await self._consume(name, share)
-            elif not credit or credit > wanted or (len(queues) == 1 and credit < wanted // 2):
-                await self._consume(name, wanted)
+            elif not credit or (len(queues) == 1 and credit < wanted // 2):
+                await self._consume(name, wanted - credit)
             else:
                 continue
             opened = True
         return opened
 
+    def _credit(self, name: str) -> int:
+        return sum(consumer.credit for consumer in self._consumers.get(name, ()))
+
     async def _consume(self, name: str, credit: int) -> None:
-        """A consumer of this queue with fresh credit, in place of the one there is."""
+        """One more consumer of this queue."""
         assert self._channel is not None, "opened before"
         assert self._topology is not None, "opened before"
-        self._cancel(name)
         channel = self._channel
         await self._topology.declare(name)
         await self._topology.declare_arrival(name)
+        self._forget_ended()
+        consumers = self._consumers.setdefault(name, [])
+        if len(consumers) >= _MOST_CONSUMERS:
+            for exhausted in [consumer for consumer in consumers if not consumer.credit]:
+                self._end(exhausted, channel)
         consumer = _Consumer(name, f"aq{next(self._tags)}", min(credit, _MOST_CREDIT))
-        self._consumers[name] = self._ordered[consumer.tag] = consumer
+        self._ordered[consumer.tag] = consumer
+        consumers.append(consumer)
         channel.request(commands.Basic.Qos(prefetch_count=consumer.prefetch))
-        await channel.call(commands.Basic.Consume(queue=name, consumer_tag=consumer.tag))
+        await channel.call(Consume(queue=name, consumer_tag=consumer.tag))
 
-    def _cancel(self, name: str) -> None:
-        """Open no more credit at a queue; what has been delivered stays ours."""
-        consumer = self._consumers.pop(name, None)
-        if consumer is not None and self._channel is not None and self._channel.closed is None:
-            consumer.prefetch = 0
-            self._channel.request(commands.Basic.Cancel(consumer_tag=consumer.tag))
+    def _cancel(self, name: str) -> list[asyncio.Future[Any]]:
+        """Open no more credit at a queue; what has been delivered stays ours.
+
+        In the futures are the server's answers, behind which a classic queue delivers nothing more.
+        """
+        channel = self._channel
+        if channel is None or channel.closed is not None:
+            return []
+        answers = [self._end(consumer, channel) for consumer in tuple(self._consumers.get(name, ()))]
+        self._consumers.pop(name, None)
+        return answers
+
+    def _end(self, consumer: _Consumer, channel: Channel) -> asyncio.Future[Any]:
+        consumer.prefetch = 0
+        self._consumers[consumer.queue].remove(consumer)
+        self._ended.append((asyncio.get_running_loop().time(), consumer.tag))
+        return channel.request(commands.Basic.Cancel(consumer_tag=consumer.tag))
+
+    def _forget_ended(self) -> None:
+        """A quorum queue delivers for a moment after it has answered a cancel."""
+        long_ago = asyncio.get_running_loop().time() - _ECHO
+        while self._ended and self._ended[0][0] < long_ago:
+            self._ordered.pop(self._ended.popleft()[1], None)
 
     async def _look(self, queues: Sequence[str], limit: int) -> None:
         """Wait until what the queues hold now is here, so that the most urgent is not overtaken."""
         channel = self._channel
         assert channel is not None, "opened before"
         for _ in range(_LOOKS):
-            asked = [channel.request(commands.Queue.Declare(queue=name, passive=True)) for name in queues]
+            asked = [channel.request(QueueDeclare(queue=name, passive=True)) for name in queues]
             ready = {name: (await answer).message_count for name, answer in zip(queues, asked, strict=True)}
             # The counts overtake what is on its way to us; the answer to this does not.
             await channel.call(commands.Basic.Qos(prefetch_count=1))
@@ -223,8 +258,7 @@ class Consumption:
             await asyncio.sleep(_LOOK_AGAIN)
 
     def _would_come(self, name: str, ready: int) -> bool:
-        consumer = self._consumers.get(name)
-        return ready > 0 and consumer is not None and consumer.credit > 0
+        return ready > 0 and self._credit(name) > 0
 
     # --- settling ---
 
@@ -249,7 +283,6 @@ class Consumption:
                 self._put_back(entry)
 
     def _put_back(self, entry: _Entry) -> None:
-        entry.since = asyncio.get_running_loop().time()
         insort(self._waiting, entry, key=_order_of)
         self._arrived.set()
 
@@ -322,21 +355,24 @@ class Consumption:
     async def untaken(self, *, all: bool = False) -> list[Claim]:
         """Claim what waits here and is taken by nobody, for it to be sent back.
 
-        ``all``: at the end, whatever waits. Else what has waited for longer than `LINGER`.
+        ``all``: at the end, whatever waits. Else what comes from queues that nobody has asked for since `LINGER`.
         """
-        if all or not self._fetching:
-            for name in list(self._consumers):
-                self._cancel(name)
         now = asyncio.get_running_loop().time()
-        queues = {entry.consumer.queue for entry in self._waiting if all or now - entry.since >= LINGER}
-        for name in queues:  # else as much again comes at once
-            self._cancel(name)
+        unasked = [name for name in self._consumers if all or self._is_unasked(name, now)]
+        cancelled = [answer for name in unasked for answer in self._cancel(name)]
+        if all and cancelled:  # else what is on its way comes back counted
+            await asyncio.wait(cancelled)
+        queues = {entry.consumer.queue for entry in self._waiting if all or self._is_unasked(entry.consumer.queue, now)}
         return self._take(queues, len(self._waiting)) if queues else []
+
+    def _is_unasked(self, name: str, now: float) -> bool:
+        return not any(name in queues for queues in self._asking) and now - self._asked.get(name, 0.0) >= LINGER
 
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing that `untaken` will have to look after."""
-        return not self._waiting and (bool(self._fetching) or not self._consumers)
+        asked = {name for queues in self._asking for name in queues}
+        return not self._waiting and asked.issuperset(self._consumers)
 
     # --- the connection ---
 
@@ -386,19 +422,28 @@ class Consumption:
     # --- told by the server ---
 
     def _delivered(self, delivered: Delivered) -> None:
-        consumer = self._ordered[delivered.consumer_tag]
+        consumer = self._ordered.get(delivered.consumer_tag)
+        if consumer is None:
+            assert self._channel is not None, "it has delivered"
+            self._channel.connection.write(requeue_frame(delivered.channel, delivered.tag))
+            return
         consumer.unacked += 1
         self._unacked[delivered.tag] = None
         order = (-priority_of(delivered.properties), delivered.tag)
-        insort(self._waiting, _Entry(consumer, delivered, order, asyncio.get_running_loop().time()), key=_order_of)
+        insort(self._waiting, _Entry(consumer, delivered, order), key=_order_of)
         self._arrived.set()
 
     def _cancelled(self, tag: str) -> None:
         """The server ended a consumer: its queue was deleted, or its node is down. The next round makes it again."""
-        consumer = self._ordered[tag]
+        consumer = self._ordered.pop(tag, None)
+        if consumer is None:  # just when we ended it ourselves
+            return
         logger.warning("%s ended our consumer of queue %s: was it deleted?", self._address.shown, consumer.queue)
-        if self._consumers.get(consumer.queue) is consumer:
-            del self._consumers[consumer.queue]
+        consumers = self._consumers.get(consumer.queue, [])
+        if consumer in consumers:
+            consumers.remove(consumer)
+        if not consumers:
+            self._consumers.pop(consumer.queue, None)
         if self._topology is not None:
             self._topology.forget(consumer.queue)
         self._arrived.set()

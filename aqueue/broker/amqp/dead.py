@@ -12,7 +12,7 @@ from uuid import uuid4
 import msgspec
 
 from aqueue.broker import Bury, DeadLetter, Delivery
-from aqueue.broker.amqp.messages import LETTER, RAW_PROPERTIES, pack, unpack
+from aqueue.broker.amqp.messages import LETTER, RAW_PROPERTIES, ROOMY, count_of, pack, unpack
 from aqueue.broker.amqp.topology import DEAD
 from aqueue.drivers.amqp_codec import Delivered, Malformed, decode_properties, encode_properties
 from aqueue.drivers.amqp_publisher import Publication
@@ -36,24 +36,31 @@ def letter(delivery: Delivery, verdict: Bury, worker: str, delivered: Delivered)
         "worker": worker,
     }
     if isinstance(delivery.message, Message):
-        return pack(delivery.message, routing_key=DEAD, headers={LETTER: head})
-    headers = {LETTER: head, RAW_PROPERTIES: delivered.properties}
-    properties = encode_properties({"headers": headers, "delivery_mode": 2})
-    return Publication("", DEAD, properties, delivered.body, id)
+        readable = pack(delivery.message, routing_key=DEAD, headers={LETTER: head})
+        if len(readable.properties) <= ROOMY:
+            return readable
+        own, body = pack(delivery.message).properties, delivery.message.body
+    else:
+        own, body = delivered.properties, delivered.body
+    if len(own) > ROOMY:
+        properties = encode_properties({"headers": {LETTER: head, RAW_PROPERTIES: len(own)}, "delivery_mode": 2})
+        return Publication("", DEAD, properties, own + body, "")
+    properties = encode_properties({"headers": {LETTER: head, RAW_PROPERTIES: own}, "delivery_mode": 2})
+    return Publication("", DEAD, properties, body, "")
 
 
 def read_letter(delivered: Delivered) -> DeadLetter:
     """A message of the dead letters' queue."""
-    head, properties = _open(delivered)
+    head, properties, body = _open(delivered)
     queue = str(head.get("queue"))
-    original = msgspec.structs.replace(delivered, redelivered=False, properties=properties)
+    original = msgspec.structs.replace(delivered, redelivered=False, properties=properties, body=body)
     message = unpack(original, queue).message
     return DeadLetter(
         id=str(head.get("id")),
         reason=str(head.get("reason")),
         detail=str(head.get("detail")),
         died=_time(head.get("died")),
-        deliveries=int(head.get("deliveries") or 0),
+        deliveries=count_of(head.get("deliveries")),
         worker=str(head.get("worker")),
         message=message,
     )
@@ -63,21 +70,24 @@ def original_of(letter: DeadLetter, delivered: Delivered) -> Publication:
     """What goes back to the letter's queue."""
     if isinstance(letter.message, Message):
         return pack(letter.message)
-    return Publication("", letter.message.queue, _open(delivered)[1], delivered.body, letter.id)
+    _, properties, body = _open(delivered)
+    return Publication("", letter.message.queue, properties, body, "")
 
 
-def _open(delivered: Delivered) -> tuple[dict[str, Any], bytes]:
-    """Why it died, and the properties that the message had."""
+def _open(delivered: Delivered) -> tuple[dict[str, Any], bytes, bytes]:
+    """Why it died, and the properties and the body that the message had."""
     try:
         properties = decode_properties(delivered.properties)
     except Malformed:  # the server buried it: nobody else could
-        return _head_of_the_server({}), delivered.properties
+        return _head_of_the_server({}), delivered.properties, delivered.body
     headers: dict[str, Any] = properties.get("headers") or {}
     head = headers.pop(LETTER, None)
     raw = headers.pop(RAW_PROPERTIES, None)
     if not is_object(head):
         head = _head_of_the_server(headers)
-    return head, raw if isinstance(raw, bytes) else encode_properties(properties)
+    if type(raw) is int and 0 < raw <= len(delivered.body):
+        return head, delivered.body[:raw], delivered.body[raw:]
+    return head, raw if isinstance(raw, bytes) else encode_properties(properties), delivered.body
 
 
 def _head_of_the_server(headers: dict[str, Any]) -> dict[str, Any]:
@@ -90,7 +100,7 @@ def _head_of_the_server(headers: dict[str, Any]) -> dict[str, Any]:
         "reason": f"server_{reason}",
         "detail": f"RabbitMQ gave it up: {reason}",
         "died": last.get("time"),
-        "deliveries": int(headers.get("x-delivery-count") or 0),
+        "deliveries": headers.get("x-delivery-count"),
         "worker": "",
     }
 

@@ -17,6 +17,7 @@ from aqueue.broker.amqp.dead import original_of, read_letter
 from aqueue.broker.amqp.topology import DEAD, NOT_FOUND
 from aqueue.drivers.amqp_codec import Delivered, ack_frame
 from aqueue.drivers.amqp_connection import AmqpConnection, Channel, ChannelClosed, ConnectionLost
+from aqueue.drivers.amqp_methods import QueueDeclare, QueuePurge
 from aqueue.drivers.amqp_publisher import Publisher
 from aqueue.errors import BrokerUnavailable, ConfigurationError
 
@@ -44,7 +45,7 @@ class AmqpInspection:
         return [depth for depth in depths if depth.ready or depth.dead]
 
     async def _ready(self, name: str) -> int:
-        answer = await self._unless_missing(commands.Queue.Declare(queue=name, passive=True))
+        answer = await self._unless_missing(QueueDeclare(queue=name, passive=True))
         return 0 if answer is None else int(answer.message_count)
 
     async def peek(self, queue: str, limit: int) -> NoReturn:
@@ -55,7 +56,7 @@ class AmqpInspection:
 
     async def purge(self, queue: str) -> int:
         async with self._asking():
-            answer = await self._unless_missing(commands.Queue.Purge(queue=queue))
+            answer = await self._unless_missing(QueuePurge(queue=queue))
         return 0 if answer is None else int(answer.message_count)
 
     async def dead(self, queue: str | None = None, limit: int = 100) -> Sequence[DeadLetter]:

@@ -4,7 +4,8 @@ Three headers are ours, and are never seen above the broker::
 
     aqueue-deliveries   int     holders that lost the message, where the server doesn't count them
     aqueue-dead         table   why a dead letter died, see `aqueue.broker.amqp.dead`
-    aqueue-properties   bytes   of a dead letter whose own properties nobody can read
+    aqueue-properties   bytes   of a dead letter whose own properties nobody can read; or an integer: they are so many
+                                bytes, and stand before its body
 
 ``expiration`` is not sent: the server would drop what has expired without a word, while a worker that reads the
 ``expires`` header says REVOKED. ``user_id`` is not sent on: the server refuses another's.
@@ -15,7 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
-from aqueue.drivers.amqp_codec import Delivered, Malformed, decode_properties, encode_properties
+from aqueue.drivers.amqp_codec import Delivered, Malformed, decode_properties, encode_properties, encode_short
 from aqueue.drivers.amqp_publisher import Publication
 from aqueue.errors import BadMessage
 from aqueue.protocol import MAX_PRIORITY, Message, Unreadable
@@ -27,6 +28,10 @@ RAW_PROPERTIES: Final = "aqueue-properties"
 _SERVER_COUNT: Final = "x-delivery-count"
 #: What the server writes when it moves a message. Sent again, it would take the message for one that goes in circles.
 _DEATH: Final = ("x-death", "x-first-death-", "x-last-death-")
+#: Characters of a name that needs no closer look: each is four bytes at most, and a name has 255.
+_SURELY_SHORT: Final = 63
+#: Bytes of properties beside which there is surely room for headers of ours: all must go into one frame.
+ROOMY: Final = 60_000
 #: Properties that travel as they came; all are text.
 _CARRIED: Final = ("correlation_id", "reply_to", "message_id", "type", "app_id")
 
@@ -35,6 +40,9 @@ def pack(
     message: Message, *, exchange: str = "", routing_key: str = "", headers: Mapping[str, Any] | None = None
 ) -> Publication:
     """A message for an exchange, or straight to its queue. Raises Malformed for what AMQP can't carry."""
+    for name in (exchange, routing_key or message.queue):
+        if len(name) > _SURELY_SHORT:
+            encode_short(name)
     given = message.properties
     properties: dict[str, Any] = {name: given[name] for name in _CARRIED if isinstance(given.get(name), str)}
     transient = given.get("delivery_mode") == 1
@@ -70,8 +78,8 @@ def unpack(delivered: Delivered, queue: str) -> Unpacked:
         unreadable = Unreadable(queue, delivered.body, BadMessage("undecodable", str(error)))
         return Unpacked(unreadable, int(delivered.redelivered), not delivered.redelivered)
     headers: dict[str, Any] = properties.pop("headers", None) or {}
-    lost = _count(headers.pop(LOST, 0))
-    by_server = _count(headers.pop(_SERVER_COUNT, 0))
+    lost = count_of(headers.pop(LOST, 0))
+    by_server = count_of(headers.pop(_SERVER_COUNT, 0))
     for name in [name for name in headers if name.startswith(_DEATH)]:
         del headers[name]
     message = Message(
@@ -105,5 +113,6 @@ def priority_of(properties: bytes) -> int:
         return 0
 
 
-def _count(value: Any) -> int:
+def count_of(value: Any) -> int:
+    """A count in a header; 0 for what is none."""
     return value if type(value) is int and 0 <= value <= 1_000_000 else 0

@@ -19,6 +19,7 @@ from pamqp import commands
 
 from aqueue.broker import Queue
 from aqueue.drivers.amqp_connection import AmqpConnection, Channel, ChannelClosed
+from aqueue.drivers.amqp_methods import ExchangeDeclare, QueueBind, QueueDeclare
 
 logger = logging.getLogger("aqueue.broker")
 
@@ -38,6 +39,10 @@ def delayed_route(queue: str, delay: float) -> tuple[str, str]:
     seconds = min(max(1, -int(-delay // 1)), LONGEST_DELAY)
     bits = ".".join(f"{seconds:0{LEVELS}b}")
     return _level(seconds.bit_length() - 1), f"{bits}.{queue}"
+
+
+def _end_of_ladder(key: str) -> str:
+    return "*." * LEVELS + key
 
 
 def _level(level: int) -> str:
@@ -102,30 +107,36 @@ class Topology:
             if not self._ladder:
                 await self._declare_ladder()
                 self._ladder = True
-            end = "*." * LEVELS + key
-            await self._call(commands.Queue.Bind(queue=name, exchange=_ARRIVAL, routing_key=end))
+            await self._call(QueueBind(queue=name, exchange=_ARRIVAL, routing_key=_end_of_ladder(key)))
             self._delayed.add((name, key))
 
     async def declare_dead(self) -> None:
         async with self._lock:
             if DEAD not in self._declared and not await self._has_queue(DEAD):
-                await self._call(commands.Queue.Declare(queue=DEAD, durable=True))
+                await self._call(QueueDeclare(queue=DEAD, durable=True))
             self._declared.add(DEAD)
 
     async def has_exchange(self, name: str) -> bool:
         async with self._lock:
-            return await self._exists(commands.Exchange.Declare(exchange=name, passive=True))
+            return await self._exists(ExchangeDeclare(exchange=name, passive=True))
 
     def forget(self, name: str) -> None:
         """A queue has been deleted."""
         self._declared.discard(name)
         self._delayed = {end for end in self._delayed if end[0] != name}
 
+    def forget_all(self) -> None:
+        """Anything may have been deleted."""
+        self._declared.clear()
+        self._delayed.clear()
+        self._ladder = False
+
     async def _declare(self, name: str) -> None:
         queue = arguments_of(self._queues, name)
         there = await self._has_queue(name)
         if not there:
-            await self._call(commands.Queue.Declare(queue=name, durable=True, arguments=dict(queue.all_arguments)))
+            await self._call(QueueDeclare(queue=name, durable=True, arguments=dict(queue.all_arguments)))
+            await self._bind_to_ladder_if_any(name)
         try:
             await self._bind(name, queue)
         except ChannelClosed as error:
@@ -134,20 +145,26 @@ class Topology:
             # It has been bound by who made it; messages of ours go straight to it.
         self._declared.add(name)
 
+    async def _bind_to_ladder_if_any(self, name: str) -> None:
+        """For what is on its way to the queue that had this name before."""
+        key = _end_of_ladder(name)
+        if len(key.encode()) <= 255 and await self._exists(ExchangeDeclare(exchange=_ARRIVAL, passive=True)):
+            await self._call(QueueBind(queue=name, exchange=_ARRIVAL, routing_key=key))
+
     async def _bind(self, name: str, queue: Queue) -> None:
         exchange = queue.exchange or name
-        if not await self._exists(commands.Exchange.Declare(exchange=exchange, passive=True)):
-            made = commands.Exchange.Declare(exchange=exchange, exchange_type=queue.exchange_type, durable=True)
+        if not await self._exists(ExchangeDeclare(exchange=exchange, passive=True)):
+            made = ExchangeDeclare(exchange=exchange, exchange_type=queue.exchange_type, durable=True)
             await self._call(made)
         key = name if queue.routing_key is None else queue.routing_key
-        await self._call(commands.Queue.Bind(queue=name, exchange=exchange, routing_key=key))
+        await self._call(QueueBind(queue=name, exchange=exchange, routing_key=key))
 
     async def _declare_ladder(self) -> None:
         """Section 3.7. Whoever makes it begins at one end, so with both ends there it is whole."""
         if await self._has_queue(_level(0)) and await self._has_queue(_level(LEVELS - 1)):
             return
         for name in (_ARRIVAL, *map(_level, range(LEVELS))):
-            await self._call(commands.Exchange.Declare(exchange=name, exchange_type="topic", durable=True))
+            await self._call(ExchangeDeclare(exchange=name, exchange_type="topic", durable=True))
         for level in range(LEVELS):
             await self._declare_level(level)
 
@@ -164,12 +181,12 @@ class Topology:
             }
             if self._delayed_type == "quorum":
                 arguments["x-dead-letter-strategy"] = "at-least-once"
-            await self._call(commands.Queue.Declare(queue=name, durable=True, arguments=arguments))
-        await self._call(commands.Queue.Bind(queue=name, exchange=name, routing_key=f"{above}1.#"))
+            await self._call(QueueDeclare(queue=name, durable=True, arguments=arguments))
+        await self._call(QueueBind(queue=name, exchange=name, routing_key=f"{above}1.#"))
         await self._call(commands.Exchange.Bind(destination=below, source=name, routing_key=f"{above}0.#"))
 
     async def _has_queue(self, name: str) -> bool:
-        return await self._exists(commands.Queue.Declare(queue=name, passive=True))
+        return await self._exists(QueueDeclare(queue=name, passive=True))
 
     async def _exists(self, question: Any) -> bool:
         try:
