@@ -164,7 +164,12 @@ def decode_table(data: bytes, at: int, depth: int = 0) -> tuple[dict[str, Any], 
             at = start + data[at]
             name = data[start:at]
             key = _NAMES.get(name) or name.decode("utf-8", "surrogatepass")
-            if data[at] == 0x56:  # V
+            kind = data[at]
+            if kind == 0x53:  # S; it and V are nearly all there is
+                start = at + 5
+                at = start + _unpack_long(data, at + 1)[0]
+                table[key] = data[start:at].decode("utf-8", "surrogateescape")
+            elif kind == 0x56:
                 table[key] = None
                 at += 1
             else:
@@ -181,13 +186,9 @@ def decode_table(data: bytes, at: int, depth: int = 0) -> tuple[dict[str, Any], 
 def _decode(data: bytes, at: int, depth: int) -> tuple[Any, int]:
     kind = data[at]
     at += 1
-    if kind == 0x53:  # S, by far the most frequent
+    if kind == 0x53:  # S
         end = at + 4 + _unpack_long(data, at)[0]
-        text = data[at + 4 : end]
-        try:
-            return text.decode(), end
-        except UnicodeDecodeError:
-            return text.decode("utf-8", "surrogateescape"), end
+        return data[at + 4 : end].decode("utf-8", "surrogateescape"), end
     if kind == 0x56:  # V
         return None, at
     if kind == 0x49:  # I

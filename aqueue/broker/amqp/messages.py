@@ -80,8 +80,9 @@ def unpack(delivered: Delivered, queue: str) -> Unpacked:
     headers: dict[str, Any] = properties.pop("headers", None) or {}
     lost = count_of(headers.pop(LOST, 0))
     by_server = count_of(headers.pop(_SERVER_COUNT, 0))
-    for name in [name for name in headers if name.startswith(_DEATH)]:
-        del headers[name]
+    if _DEATH[0] in headers:
+        for name in [name for name in headers if name.startswith(_DEATH)]:
+            del headers[name]
     message = Message(
         queue=queue,
         headers=headers,
