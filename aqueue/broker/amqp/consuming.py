@@ -24,7 +24,7 @@ from pamqp import commands
 
 from aqueue.broker import BrokerOptions
 from aqueue.broker.amqp.messages import priority_of
-from aqueue.broker.amqp.topology import Topology
+from aqueue.broker.amqp.topology import Topology, arguments_of
 from aqueue.drivers.amqp_address import AmqpAddress
 from aqueue.drivers.amqp_codec import Delivered, ack_frame, requeue_frame
 from aqueue.drivers.amqp_connection import AmqpConnection, Channel, ConnectionLost
@@ -63,13 +63,15 @@ class Ticket:
 class _Consumer:
     """Our standing order at a queue: ``prefetch`` messages at once, of which ``unacked`` are with us."""
 
-    __slots__ = ("prefetch", "queue", "tag", "unacked")
+    __slots__ = ("prefetch", "queue", "started", "tag", "unacked")
 
-    def __init__(self, queue: str, tag: str, prefetch: int) -> None:
+    def __init__(self, queue: str, tag: str, prefetch: int, started: asyncio.Future[Any]) -> None:
         self.queue = queue
         self.tag = tag
         self.prefetch = prefetch
         self.unacked = 0
+        #: The server's answer to the order.
+        self.started = started
 
     @property
     def credit(self) -> int:
@@ -99,7 +101,7 @@ class Consumption:
         self._address = address
         self._options = options
         #: Half-open links are found out within twice this time.
-        self._heartbeat = max(1.0, options.lease / 3)
+        self._heartbeat = max(1.0, options.lease / 3) if address.heartbeat is None else address.heartbeat
         self._opening = asyncio.Lock()
         self._failures = 0
         self._connection: AmqpConnection | None = None
@@ -176,7 +178,7 @@ class Consumption:
 
     async def _order(self, queues: Sequence[str], limit: int) -> bool:
         """Open as much credit as there is demand; whether any was opened just now."""
-        for name in [name for name in self._consumers if name not in queues]:
+        for name in [name for name in self._consumers if name not in queues and not self._is_delivering(name)]:
             self._cancel(name)
         wanted = limit - sum(entry.consumer.queue in queues for entry in self._waiting)
         if wanted <= 0:
@@ -188,12 +190,19 @@ class Consumption:
             credit = 0 if consumer is None else consumer.credit
             if consumer is None:
                 await self._consume(name, share)
+            elif self._is_delivering(name):
+                continue
             elif not credit or credit > wanted or (len(queues) == 1 and credit < wanted // 2):
                 await self._consume(name, wanted)
             else:
                 continue
             opened = True
         return opened
+
+    def _is_delivering(self, name: str) -> bool:
+        """A quorum queue counts what is on its way to a consumer that ends; so it ends without credit, or idle."""
+        kind = arguments_of(self._options.queues, name).arguments.get("x-queue-type")
+        return kind == "quorum" and self._consumers[name].credit > 0
 
     async def _consume(self, name: str, credit: int) -> None:
         """A consumer of this queue with fresh credit, in place of the one there is."""
@@ -203,10 +212,11 @@ class Consumption:
         channel = self._channel
         await self._topology.declare(name)
         self._forget_ended()
-        consumer = _Consumer(name, f"aq{next(self._tags)}", min(credit, _MOST_CREDIT))
-        self._consumers[name] = self._ordered[consumer.tag] = consumer
-        channel.request(commands.Basic.Qos(prefetch_count=consumer.prefetch))
-        await channel.call(Consume(queue=name, consumer_tag=consumer.tag))
+        tag, prefetch = f"aq{next(self._tags)}", min(credit, _MOST_CREDIT)
+        channel.request(commands.Basic.Qos(prefetch_count=prefetch))
+        consumer = _Consumer(name, tag, prefetch, channel.request(Consume(queue=name, consumer_tag=tag)))
+        self._consumers[name] = self._ordered[tag] = consumer
+        await asyncio.shield(consumer.started)
 
     def _cancel(self, name: str) -> asyncio.Future[Any] | None:
         """Open no more credit at a queue; what has been delivered stays ours.
@@ -216,9 +226,17 @@ class Consumption:
         consumer = self._consumers.pop(name, None)
         if consumer is not None and self._channel is not None and self._channel.closed is None:
             consumer.prefetch = 0
-            self._ended.append((asyncio.get_running_loop().time(), consumer.tag))
-            return self._channel.request(commands.Basic.Cancel(consumer_tag=consumer.tag))
+            if consumer.started.done():
+                return self._end(consumer)
+            consumer.started.add_done_callback(lambda _: self._end(consumer))
         return None
+
+    def _end(self, consumer: _Consumer) -> asyncio.Future[Any] | None:
+        """Not before it has begun: the server's channel would break (RabbitMQ 3.10)."""
+        if self._channel is None or self._channel.closed is not None or consumer.tag not in self._ordered:
+            return None
+        self._ended.append((asyncio.get_running_loop().time(), consumer.tag))
+        return self._channel.request(commands.Basic.Cancel(consumer_tag=consumer.tag))
 
     def _forget_ended(self) -> None:
         """A quorum queue delivers for a moment after it has answered a cancel."""
@@ -341,6 +359,8 @@ class Consumption:
 
         ``all``: at the end, whatever waits. Else what has waited for longer than `LINGER`.
         """
+        if all and self._consumers:
+            await asyncio.wait([consumer.started for consumer in self._consumers.values()])
         if all or not self._fetching:
             cancelled = [answer for name in list(self._consumers) if (answer := self._cancel(name)) is not None]
             if all and cancelled:  # else what is on its way comes back counted
