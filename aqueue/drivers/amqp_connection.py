@@ -7,6 +7,7 @@ pipelined, as AMQP answers them in order on each channel.
 import asyncio
 import logging
 import os
+import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import cycle
@@ -40,6 +41,8 @@ _CAPABILITIES: Final = {
 #: Before the server has said what it likes.
 _FIRST_FRAME_MAX: Final = 1 << 20
 _MOST_FRAME_MAX: Final = 131072
+#: Seconds of silence, seconds between probes, and how many of those may stay without an answer.
+_KEEP_ALIVE: Final = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
 #: What RabbitMQ allows by default.
 _MOST_CHANNELS: Final = 2047
 
@@ -195,7 +198,7 @@ class AmqpConnection(asyncio.Protocol):
                 context = address.ssl_context()
                 name = None if context is None else (address.tls or {}).get("server_hostname", host)
                 await loop.create_connection(lambda: connection, host, port, ssl=context, server_hostname=name)
-                await connection._log_in(address, address.heartbeat if address.heartbeat is not None else heartbeat)
+                await connection._log_in(address, heartbeat)
         except TimeoutError:
             connection.end(ConnectionLost(f"{host}:{port} did not answer within {address.connect_timeout:g} s"))
         except OSError as error:
@@ -329,6 +332,7 @@ class AmqpConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none of asyncio's
+        _keep_alive(transport)
         if self.lost is not None:
             self._transport.abort()
 
@@ -373,6 +377,16 @@ class AmqpConnection(asyncio.Protocol):
                     reply = self._control.popleft()
                     if not reply.done():
                         reply.set_result(method)
+
+
+def _keep_alive(transport: asyncio.BaseTransport) -> None:
+    """The kernel finds out about half-open links, too: there may be no heartbeat, and nothing to send."""
+    found = transport.get_extra_info("socket")
+    if found is not None:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _KEEP_ALIVE.items():
+            if hasattr(socket, name):
+                found.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _expect(method: Any, kind: type[Any]) -> Any:

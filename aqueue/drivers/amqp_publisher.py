@@ -97,6 +97,7 @@ class Publisher:
         try:
             async with asyncio.timeout(self._timeout):
                 channel = await self._open()
+                await self._await_unblocked(channel.connection)  # which would not even hear what is declared
                 await prepare(channel.connection)
                 await self._await_unblocked(channel.connection)
                 channel.check()
@@ -198,8 +199,13 @@ class Publisher:
             why = f": {self._failure}" if self._failure else ""
             return EnqueueFailed(f"not sent to {self.address.shown} within {self._timeout:g} s{why}")
         reason = f"{self.address.shown} did not confirm within {self._timeout:g} s"
-        if self._connection is not None:  # what comes late would answer nobody
-            self._connection.end(ConnectionLost(reason))
+        connection = self._connection
+        if connection is not None and not connection.unblocked.is_set():
+            # It stays: a server in need stops a connection only after its first message, so a new one would get the
+            # next message just as uncertain.
+            reason = f"{reason}: it takes no messages now ({connection.block_reason})"
+        elif connection is not None:  # what comes late would answer nobody
+            connection.end(ConnectionLost(reason))
         return EnqueueUnknown(f"{reason}; stored or not", [one.id for one in publications])
 
     # --- told by the server ---

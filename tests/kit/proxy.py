@@ -80,6 +80,8 @@ class Proxy:
         self._pairs.add(pair)
         with suppress(OSError, asyncio.CancelledError):
             await asyncio.gather(self._forward(reader, other_writer), self._forward(other_reader, writer))
+        for one in pair:  # the other end may not know that this one is gone
+            one.close()
         self._pairs.discard(pair)
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

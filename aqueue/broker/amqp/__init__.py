@@ -42,7 +42,7 @@ from aqueue.broker.amqp.consuming import LINGER, Claim, Consumption, Ticket
 from aqueue.broker.amqp.dead import letter
 from aqueue.broker.amqp.inspection import AmqpInspection
 from aqueue.broker.amqp.messages import LOST, ROOMY, pack, unpack
-from aqueue.broker.amqp.topology import Topology, delayed_route
+from aqueue.broker.amqp.topology import DEAD, Topology, delayed_route
 from aqueue.drivers.amqp_address import AmqpAddress
 from aqueue.drivers.amqp_codec import Delivered, Malformed
 from aqueue.drivers.amqp_connection import AmqpConnection, ChannelClosed, ConnectionLost
@@ -249,11 +249,13 @@ class AmqpBroker:
     async def settle(self, verdicts: Sequence[tuple[Delivery, Verdict]]) -> Sequence[Delivery]:
         ordered = settling_order(verdicts)
         released = [delivery.receipt for delivery, verdict in ordered if _stays_here(verdict)]
-        done = [delivery.receipt for delivery, verdict in ordered if not _stays_here(verdict)]
-        if any(_sends(verdict) for _, verdict in ordered):
-            ours = await self._held(done)
-            await self._send([pair for pair in ordered if pair[0].receipt in ours])
+        done = [delivery.receipt for delivery, verdict in ordered if isinstance(verdict, Ack) and not verdict.publish]
         refused = await self._finish(done, released)
+        sending = [pair for pair in ordered if _sends(pair[1])]  # last: it waits while the server takes nothing
+        if sending:
+            ours = await self._held([delivery.receipt for delivery, _ in sending])
+            await self._send([pair for pair in sending if pair[0].receipt in ours])
+            refused |= await self._finish([delivery.receipt for delivery, _ in sending], [])
         for delivery, _ in ordered:
             self._unreadable.pop(delivery.receipt, None)
         return [delivery for delivery, _ in verdicts if delivery.receipt in refused] if refused else ()
@@ -262,30 +264,34 @@ class AmqpBroker:
         """Everything that verdicts put somewhere, confirmed. Raises BrokerUnavailable."""
         publications: list[Publication] = []
         messages: list[Message] = []
-        buries = False
         for delivery, verdict in verdicts:
-            match verdict:
-                case Ack(publish=follow_ups):
-                    messages += follow_ups
-                    publications += map(self._route, follow_ups)
-                case Bury():
-                    buries = True
-                    came = self._unreadable.get(delivery.receipt, _NOTHING)
-                    publications.append(letter(delivery, verdict, self.holder, came))
-                case Release(delay=delay, last=last) if delay > 0 or last:
-                    publication, message = self._again(delivery, delay)
-                    publications.append(publication)
-                    messages.append(message)
-                case Release():
-                    pass
+            try:
+                sent, queued = self._sendings(delivery, verdict)
+            except Malformed as error:
+                bury = Bury("unsendable", f"what follows from it can't be sent: {error}")
+                sent, queued = self._sendings(delivery, bury)
+            publications += sent
+            messages += queued
 
         async def prepare(connection: AmqpConnection) -> None:
             await self._prepare(connection, messages)
-            if buries:
+            if any(one.routing_key == DEAD for one in publications):
                 await self._topology_of(connection).declare_dead()
 
         if publications:
             await self._publish(publications, prepare)
+
+    def _sendings(self, delivery: Delivery, verdict: Verdict) -> tuple[Sequence[Publication], Sequence[Message]]:
+        """What a verdict sends, and which messages of it need a queue. Raises Malformed."""
+        match verdict:
+            case Ack(publish=follow_ups):
+                return [self._route(message) for message in follow_ups], follow_ups
+            case Bury():
+                came = self._unreadable.get(delivery.receipt, _NOTHING)
+                return [letter(delivery, verdict, self.holder, came)], ()
+            case Release(delay=delay):
+                publication, message = self._again(delivery, delay)
+                return [publication], [message]
 
     def _again(self, delivery: Delivery, delay: float) -> tuple[Publication, Message]:
         """The same message once more, with the losses it has met so far."""

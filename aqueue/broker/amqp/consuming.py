@@ -68,13 +68,15 @@ class Ticket:
 class _Consumer:
     """Our standing order at a queue: ``prefetch`` messages at once, of which ``unacked`` are with us."""
 
-    __slots__ = ("prefetch", "queue", "tag", "unacked")
+    __slots__ = ("prefetch", "queue", "started", "tag", "unacked")
 
-    def __init__(self, queue: str, tag: str, prefetch: int) -> None:
+    def __init__(self, queue: str, tag: str, prefetch: int, started: asyncio.Future[Any]) -> None:
         self.queue = queue
         self.tag = tag
         self.prefetch = prefetch
         self.unacked = 0
+        #: The server's answer to the order.
+        self.started = started
 
     @property
     def credit(self) -> int:
@@ -102,7 +104,7 @@ class Consumption:
         self._address = address
         self._options = options
         #: Half-open links are found out within twice this time.
-        self._heartbeat = max(1.0, options.lease / 3)
+        self._heartbeat = max(1.0, options.lease / 3) if address.heartbeat is None else address.heartbeat
         self._opening = asyncio.Lock()
         self._failures = 0
         self._connection: AmqpConnection | None = None
@@ -214,11 +216,12 @@ class Consumption:
         if len(consumers) >= _MOST_CONSUMERS:
             for exhausted in [consumer for consumer in consumers if not consumer.credit]:
                 self._end(exhausted, channel)
-        consumer = _Consumer(name, f"aq{next(self._tags)}", min(credit, _MOST_CREDIT))
-        self._ordered[consumer.tag] = consumer
+        tag, prefetch = f"aq{next(self._tags)}", min(credit, _MOST_CREDIT)
+        channel.request(commands.Basic.Qos(prefetch_count=prefetch))
+        consumer = _Consumer(name, tag, prefetch, channel.request(Consume(queue=name, consumer_tag=tag)))
+        self._ordered[tag] = consumer
         consumers.append(consumer)
-        channel.request(commands.Basic.Qos(prefetch_count=consumer.prefetch))
-        await channel.call(Consume(queue=name, consumer_tag=consumer.tag))
+        await asyncio.shield(consumer.started)
 
     def _cancel(self, name: str) -> list[asyncio.Future[Any]]:
         """Open no more credit at a queue; what has been delivered stays ours.
@@ -230,11 +233,20 @@ class Consumption:
             return []
         answers = [self._end(consumer, channel) for consumer in tuple(self._consumers.get(name, ()))]
         self._consumers.pop(name, None)
-        return answers
+        return [answer for answer in answers if answer is not None]
 
-    def _end(self, consumer: _Consumer, channel: Channel) -> asyncio.Future[Any]:
+    def _end(self, consumer: _Consumer, channel: Channel) -> asyncio.Future[Any] | None:
+        """Not before it has begun: RabbitMQ's channel would break."""
         consumer.prefetch = 0
         self._consumers[consumer.queue].remove(consumer)
+        if not consumer.started.done():
+            consumer.started.add_done_callback(lambda _: self._send_cancel(consumer, channel))
+            return None
+        return self._send_cancel(consumer, channel)
+
+    def _send_cancel(self, consumer: _Consumer, channel: Channel) -> asyncio.Future[Any] | None:
+        if channel.closed is not None:
+            return None
         self._ended.append((asyncio.get_running_loop().time(), consumer.tag))
         return channel.request(commands.Basic.Cancel(consumer_tag=consumer.tag))
 
@@ -357,6 +369,8 @@ class Consumption:
 
         ``all``: at the end, whatever waits. Else what comes from queues that nobody has asked for since `LINGER`.
         """
+        if all and self._consumers:
+            await asyncio.wait([consumer.started for several in self._consumers.values() for consumer in several])
         now = asyncio.get_running_loop().time()
         unasked = [name for name in self._consumers if all or self._is_unasked(name, now)]
         cancelled = [answer for name in unasked for answer in self._cancel(name)]
