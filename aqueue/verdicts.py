@@ -115,14 +115,13 @@ class Verdicts:
 
     def started(self, request: Request) -> Record:
         """The record of a task that has begun."""
-        value = {"pid": os.getpid(), "hostname": self._worker}
-        reply_to = _reply_to(request.message)
-        return self._store.record(Result(task_id=request.id, state=STARTED, value=value, reply_to=reply_to))
+        return self.own_state(request, STARTED, {"pid": os.getpid(), "hostname": self._worker})
 
     def own_state(self, request: Request, state: str, meta: Any) -> Record:
         """The record of a state that a task tells of itself. Raises EncodeError, MessageTooLarge."""
         reply_to = _reply_to(request.message)
-        return self._store.record(Result(task_id=request.id, state=state, value=meta, reply_to=reply_to))
+        told = Result(task_id=request.id, state=state, value=meta, extra=_family(request), reply_to=reply_to)
+        return self._store.record(told)
 
     def keeps_result(self, request: Request | None, task: Task[..., Any] | None) -> bool:
         """Whether anybody wants to know how it ended: the message decides, then the task, then the app."""
@@ -194,11 +193,7 @@ class Verdicts:
             return record
 
     def _extra(self, request: Request) -> dict[str, Any]:
-        extra: dict[str, Any] = {}
-        if request.group is not None:
-            extra["group_id"] = request.group
-        if request.parent_id is not None:
-            extra["parent_id"] = request.parent_id
+        extra = _family(request)
         if self._settings.result_extended:
             extra |= {
                 "name": request.task,
@@ -209,6 +204,16 @@ class Verdicts:
                 "queue": request.message.queue,
             }
         return extra
+
+
+def _family(request: Request) -> dict[str, Any]:
+    """Where a task belongs, which is told with every state (celery-protocol 4.2)."""
+    extra: dict[str, Any] = {}
+    if request.group is not None:
+        extra["group_id"] = request.group
+    if request.parent_id is not None:
+        extra["parent_id"] = request.parent_id
+    return extra
 
 
 def _reply_to(message: Message | Unreadable) -> str:

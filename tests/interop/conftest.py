@@ -127,18 +127,13 @@ def standing_rich_fleet(tmp_path_factory: pytest.TempPathFactory, celery_pools: 
 
 
 @pytest.fixture(scope="package")
-def virtual_host(rabbit_server: RabbitServer) -> str:
-    """The URL of one for all tests of this folder; queues, but for the default one, have names of their own."""
-    return rabbit_server.virtual_host("interop")
-
-
-@pytest.fixture(scope="package")
 def standing_rabbit_fleet(
-    tmp_path_factory: pytest.TempPathFactory, celery_pools: None, virtual_host: str
+    tmp_path_factory: pytest.TempPathFactory, celery_pools: None, rabbit_server: RabbitServer
 ) -> Iterator[Fleet]:
-    """As the one that accepts every format, with RabbitMQ between client and worker."""
+    """As the one that accepts every format, with RabbitMQ between client and worker, in a virtual host of its own."""
     folder = tmp_path_factory.mktemp("rabbit")
-    yield from _standing_fleet(folder, 1, dict(_RICH), {**_RICH, "track_started": True}, virtual_host)
+    rabbit = rabbit_server.virtual_host("standing")
+    yield from _standing_fleet(folder, 1, dict(_RICH), {**_RICH, "track_started": True}, rabbit)
 
 
 @pytest.fixture
@@ -221,9 +216,9 @@ def site(redis_server: RedisServer, redis_url: str) -> Iterator[Site]:
 
 
 @pytest.fixture(scope="package")
-def rabbit_place(redis_server: RedisServer, virtual_host: str) -> Iterator[Site]:
-    """RabbitMQ, with a Redis for results and traces; for workers that several tests share."""
-    found = Site(redis_server, results_db=1, rabbit=virtual_host)
+def rabbit_place(redis_server: RedisServer, rabbit_server: RabbitServer) -> Iterator[Site]:
+    """A virtual host of RabbitMQ, with a Redis for results and traces; tests have queues of their own."""
+    found = Site(redis_server, results_db=1, rabbit=rabbit_server.virtual_host("interop"))
     yield found
     found.traces.close()
 

@@ -1,8 +1,9 @@
-"""Priorities on Redis: Celery's 0 and our 9 are the most urgent; who sent a task makes no difference."""
+"""Priorities: on Redis Celery's 0 and our 9 are the most urgent, on RabbitMQ both sides' 9; who sent a task makes no
+difference."""
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -131,3 +132,61 @@ async def test_a_task_keeps_its_priority_while_it_waits_for_its_time(
     theirs = [note.split()[1] for note in notes(site, key) if note.startswith("celery")]
     ours = [note.split()[1] for note in notes(site, key) if note.startswith("aqueue")]
     assert theirs == ours == ["0", "3", "6", "9"], ran
+
+
+# --- on RabbitMQ, in a queue that was declared for them --------------------------------------------------------------
+
+#: How both sides declare it.
+URGENT: Final[dict[str, Any]] = {"max_priority": 9}
+
+
+async def fill_in_rabbit(site: Site, connect: Connect, client: Any, key: str) -> None:
+    """Each priority once by each client."""
+    app = await connect(site, queues={key: URGENT})
+    for priority in _SENT:
+        arguments = [site.port, key, f"celery {priority}"]
+        client.send_task("interop.note", arguments, queue=key, priority=priority, ignore_result=True)
+        arguments = [site.port, key, f"aqueue {priority}"]
+        await app.send_task("interop.note", arguments, queue=key, priority=priority, ignore_result=True)
+    await until(lambda: site.waiting_in_rabbit(key) == 2 * len(_SENT), "all are there")
+
+
+def assert_by_priority(site: Site, key: str) -> None:
+    ran = [note.split() for note in notes(site, key)]
+    assert [int(priority) for _, priority in ran] == sorted([*_SENT, *_SENT], reverse=True)
+    assert {who for who, _ in ran} == {"celery", "aqueue"}
+
+
+async def test_an_aqueue_worker_runs_a_mixed_backlog_of_rabbitmq_by_priority(
+    rabbit_site: Site, connect: Connect, celery_client: Any, key: str
+) -> None:
+    await fill_in_rabbit(rabbit_site, connect, celery_client(rabbit_site, queues={key: URGENT}), key)
+    async with working(await connect(rabbit_site, queues={key: URGENT}), key, concurrency=1, threads=1):
+        await until(lambda: has_notes(rabbit_site, key, 20), "all have run")
+    assert_by_priority(rabbit_site, key)
+
+
+async def test_a_celery_worker_runs_a_mixed_backlog_of_rabbitmq_by_priority(
+    rabbit_site: Site, connect: Connect, celery_client: Any, key: str, tmp_path: Path
+) -> None:
+    site = rabbit_site
+    await fill_in_rabbit(site, connect, celery_client(site, queues={key: URGENT}), key)
+    with celery_worker(
+        tmp_path, site.broker, site.results, "-P", "solo", *QUICK, queues=key, settings={"queues": {key: URGENT}}
+    ):
+        await until(lambda: has_notes(site, key, 20), "all have run")
+    assert_by_priority(site, key)
+
+
+async def test_a_task_keeps_its_priority_on_rabbitmq_through_retries_and_waits(
+    rabbit_site: Site, connect: Connect, celery_client: Any, key: str
+) -> None:
+    client = celery_client(rabbit_site, queues={key: URGENT})
+    app = await connect(rabbit_site, queues={key: URGENT})
+    async with working(await connect(rabbit_site, queues={key: URGENT}), key):
+        retried = client.send_task("interop.request_after_retry", queue=key, priority=6)
+        late = client.send_task("interop.request", queue=key, priority=7, countdown=0.5)
+        later = await app.send_task("interop.request", queue=key, priority=8, countdown=0.5)
+        assert (await ended(retried))["priority"] == 6
+        assert (await ended(late))["priority"] == 7
+        assert (await later.get(15))["priority"] == 8

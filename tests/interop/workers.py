@@ -35,6 +35,8 @@ class Site:
     results_db: int = 0
     #: A virtual host of RabbitMQ.
     rabbit: str = ""
+    #: Where results go instead.
+    store: str = ""
 
     @property
     def port(self) -> int:
@@ -46,7 +48,7 @@ class Site:
 
     @property
     def results(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/{self.results_db}"
+        return self.store or f"redis://127.0.0.1:{self.port}/{self.results_db}"
 
     @property
     def traces(self) -> Any:
