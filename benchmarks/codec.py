@@ -19,14 +19,13 @@ from pamqp import body, commands, header
 from pamqp.frame import marshal, unmarshal
 
 from aqueue.broker.amqp.messages import pack
-from aqueue.broker.amqp.topology import Topology
 from aqueue.drivers.amqp_address import AmqpAddress
 from aqueue.drivers.amqp_codec import Delivered, FrameReader, ack_frame, decode_properties, publication
 from aqueue.drivers.amqp_connection import AmqpConnection
 from aqueue.drivers.amqp_publisher import Publisher, nothing_to_prepare
 from aqueue.protocol import Message
 from aqueue.url import Url
-from benchmarks.rabbitmq_floor import WINDOW, messages
+from benchmarks.rabbitmq_floor import WINDOW, Link, messages
 
 QUEUE = "codec"
 FRAME_MAX = 131072
@@ -36,6 +35,8 @@ ROUNDS = 3
 async def main(url: str, count: int) -> None:
     calls = messages(count, QUEUE)
     address = AmqpAddress.parse(Url(url))
+    with Link(address.hosts[0][1]) as link:
+        link.declare(QUEUE, durable=True)
     found: dict[str, dict[str, float]] = {
         "write": {"aqueue": least(our_writing, calls), "aiormq": least(pamqp_writing, calls)},
         "read": {"aqueue": least(our_reading, calls), "aiormq": least(pamqp_reading, calls)},
@@ -127,14 +128,10 @@ def properties_of(call: Message) -> commands.Basic.Properties:
 async def our_publishing(address: AmqpAddress, calls: Sequence[Message]) -> float:
     publisher = Publisher(address, 30.0)
 
-    async def prepare(connection: AmqpConnection) -> None:
-        await Topology(connection, {}, "classic").declare(QUEUE)
-
     async def send(call: Message) -> None:
         await publisher.publish([pack(call)], nothing_to_prepare)
 
     try:
-        await publisher.publish([pack(calls[0])], prepare)
         return await publish_rate(send, calls)
     finally:
         await publisher.close()
@@ -143,7 +140,6 @@ async def our_publishing(address: AmqpAddress, calls: Sequence[Message]) -> floa
 async def aiormq_publishing(url: str, calls: Sequence[Message]) -> float:
     connection = await aiormq.connect(url)
     channel = await connection.channel()
-    await channel.queue_declare(QUEUE, durable=True)
 
     async def send(call: Message) -> None:
         await channel.basic_publish(call.body, routing_key=QUEUE, properties=properties_of(call), mandatory=True)

@@ -61,10 +61,10 @@ ROUND_TRIPS = {
     "latency": Section("Round trip", "From send to the result in hand, on an idle worker, ms."),
     "rabbitmq_latency": Section(
         "Round trip on RabbitMQ",
-        "The same, results in Redis. Sends of aqueue and taskiq await the server's confirm; those of Celery and "
-        "dramatiq do not, unless told to.",
+        "From send to the result in hand, on an idle worker, ms; results in Redis. Sends of aqueue and taskiq await "
+        "the server's confirm; those of Celery and dramatiq do not, unless told to.",
     ),
-    "rpc_latency": Section("Round trip on RabbitMQ, results by rpc", "The same, results by `rpc://`."),
+    "rpc_latency": Section("Round trip on RabbitMQ, results by rpc", "The same by `rpc://`."),
 }
 
 #: figure -> what it is

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import redis
 
@@ -111,12 +112,11 @@ class OnRpc(OnRabbitMQ):
     until they are counted.
     """
 
-    #: Where the results go, declared as Celery does it.
-    _REPLIES = "replies"
-
     def __init__(self, server: Server, node: RabbitServer) -> None:
         super().__init__(server, node)
         self._link = Link(node.port)
+        #: Where the results go: named and declared as Celery does it.
+        self._replies = str(uuid4())
 
     @property
     def environment(self) -> dict[str, str]:
@@ -125,12 +125,12 @@ class OnRpc(OnRabbitMQ):
     def fill(self, peer: "Peer", task: str) -> None:
         with Link(self.node.port) as link:
             link.declare("celery", durable=True)
-            link.declare(self._REPLIES, durable=True, auto_delete=True, arguments={"x-expires": 86_400_000})
-            calls = messages(peer.count, "celery", task=task, reply_to=self._REPLIES)
+            link.declare(self._replies, durable=True, auto_delete=True, arguments={"x-expires": 86_400_000})
+            calls = messages(peer.count, "celery", task=task, reply_to=self._replies)
             publish(link, frames(calls))
 
     def left(self, peer: "Peer") -> int:
-        return peer.count - self._link.ready(self._REPLIES)
+        return peer.count - self._link.ready(self._replies)
 
 
 def wait(condition: Callable[[], Any], what: str, timeout: float = 60.0, every: float = 0.01) -> None:
