@@ -6,16 +6,19 @@ message, several batches are on their way at once: the next one is made while it
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import chain
 from typing import Final
 
-from aqueue.broker import Broker
 from aqueue.errors import EnqueueFailed, EnqueueUnknown
 from aqueue.protocol import Message
 
 #: Messages on their way at once; keeps each call short for the server.
 _MOST: Final = 500
+
+
+#: Like `aqueue.broker.Broker.publish`.
+Publish = Callable[[Sequence[Message]], Awaitable[None]]
 
 
 class _Parcel:
@@ -37,11 +40,12 @@ class Outbox:
     """See the module's text.
 
     ``timeout`` (seconds) is what a caller waits, for a turn and for the answer; the broker's own bound on
-    sending, which knows better what has become of the messages, is given a little more.
+    sending, which knows better what has become of the messages, is given a little more. ``at_once``: how many
+    batches may be under way at once.
     """
 
-    def __init__(self, broker: Broker, timeout: float, at_once: int = 1) -> None:
-        self._broker = broker
+    def __init__(self, publish: Publish, timeout: float, at_once: int = 1) -> None:
+        self._publish = publish
         self._timeout = timeout
         self._at_once = at_once
         #: Messages in one batch.
@@ -115,7 +119,7 @@ class Outbox:
     async def _send(self, batch: list[_Parcel]) -> None:
         try:
             async with asyncio.timeout(2 * self._timeout):  # the broker's own bound comes first
-                await self._broker.publish([message for parcel in batch for message in parcel.messages])
+                await self._publish([message for parcel in batch for message in parcel.messages])
         except EnqueueFailed as error:
             self._refuse(batch, error)
         except (EnqueueUnknown, TimeoutError) as error:

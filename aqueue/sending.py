@@ -58,7 +58,7 @@ class Producer:
         self._settings = settings
         self._routes = routes
         self._serializer = serializer
-        self._outbox = Outbox(broker, settings.send_timeout, broker.sends_at_once)
+        self._outbox = Outbox(self._post, settings.send_timeout, broker.sends_at_once)
         #: The broker takes along the records that say that a task was sent.
         self._together = broker.keeps(store.place)
         self._origin = origin()
@@ -73,7 +73,7 @@ class Producer:
         Raises InvalidArguments, EncodeError, MessageTooLarge, EnqueueFailed, EnqueueUnknown.
         """
         message, sent = self._message(signature)
-        await self._publish([message])
+        await self._outbox.publish([message])
         return sent
 
     async def send_many(self, signatures: Sequence[Signature[R]]) -> list[AsyncResult[R]]:
@@ -84,7 +84,7 @@ class Producer:
         made = [self._message(signature) for signature in signatures]
         for start in range(0, len(made), _CHUNK):
             try:
-                await self._publish([message for message, _ in made[start : start + _CHUNK]])
+                await self._outbox.publish([message for message, _ in made[start : start + _CHUNK]])
             except EnqueueFailed as error:
                 raise _beyond(error, start, len(made)) from None
             except EnqueueUnknown as error:
@@ -97,18 +97,19 @@ class Producer:
         await self.broker.__aexit__(None, None, None)
         await self.store.__aexit__(None, None, None)
 
-    async def _publish(self, messages: Sequence[Message]) -> None:
+    async def _post(self, messages: Sequence[Message]) -> None:
+        """Publish what has gathered, and announce it to a store that is not the broker's own server."""
         announcing = [message.announce for message in messages if message.announce is not None]
         if self._together or not announcing:
-            await self._outbox.publish(messages)
+            await self.broker.publish(messages)
             return
         for message in messages:
             message.announce = None
         if self.store.reply_to:
             await self._expect(announcing)
-            await self._outbox.publish(messages)
-            return
-        await asyncio.gather(self._outbox.publish(messages), self._announce(announcing))
+            await self.broker.publish(messages)
+        else:
+            await asyncio.gather(self.broker.publish(messages), self._announce(announcing))
 
     async def _expect(self, records: Sequence[Record]) -> None:
         """Have a place for results to come to, before anything is sent that asks for one."""

@@ -140,6 +140,19 @@ class RedisLink:
         except TimeoutError:
             self._timed_out(command[0])
 
+    async def call_all(self, commands: Sequence[tuple[Value, ...]]) -> list[Any]:
+        """Send commands in one go and return their replies; like `call`."""
+        if not commands:
+            return []
+        packed = [_pack(command) for command in commands]
+        try:
+            async with asyncio.timeout(self.timeout):
+                if self._connection is None:
+                    await self._open()
+                return await asyncio.gather(*map(self._submit, packed))
+        except TimeoutError:
+            self._timed_out(commands[0][0])
+
     async def run(self, script: Script, keys: Sequence[Value], args: Sequence[Value] = ()) -> Any:
         """Run a script; like `call`. Survives ``SCRIPT FLUSH`` and a restart of the server."""
         tail = (len(keys), *keys, *args)

@@ -77,9 +77,7 @@ class RedisResults:
 
     async def announce(self, records: Sequence[Record]) -> None:
         with raising(StoreUnavailable):
-            for record in records:
-                key, value, ttl = record_arguments(record)
-                await self._link.call("SET", key, value, "NX", *(("PX", ttl) if ttl else ()))
+            await self._link.call_all([_set_if_absent(record) for record in records])
 
     async def get(self, task_id: str, wait: float = 0.0) -> Result | None:
         key = self._prefix + task_id
@@ -156,3 +154,8 @@ class _News:
         self.arrived.clear()
         document, self.document = self.document, None
         return document
+
+
+def _set_if_absent(record: Record) -> tuple[Value, ...]:
+    key, value, ttl = record_arguments(record)
+    return ("SET", key, value, "NX", "PX", ttl) if ttl else ("SET", key, value, "NX")

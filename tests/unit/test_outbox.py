@@ -3,11 +3,10 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
-from aqueue.broker import Broker
 from aqueue.errors import BrokerUnavailable, EnqueueFailed, EnqueueUnknown
 from aqueue.outbox import Outbox
 from aqueue.protocol import Message
@@ -57,7 +56,7 @@ def broker() -> FakeBroker:
 
 
 def outbox_of(broker: FakeBroker, timeout: float = 5.0) -> Outbox:
-    return Outbox(cast(Broker, broker), timeout)
+    return Outbox(broker.publish, timeout)
 
 
 def messages(*names: str) -> list[Message]:
