@@ -222,7 +222,13 @@ def _decode_list(data: bytes, at: int, depth: int) -> tuple[list[Any], int]:
     return found, at
 
 
+#: Of the year 9999.
+_LAST_SECOND: Final = 253402300799
+
+
 def _time(seconds: int) -> datetime:
+    if seconds > _LAST_SECOND:  # some clients write milliseconds
+        return datetime.fromtimestamp(seconds / 1000, timezone.utc)
     return datetime.fromtimestamp(seconds, timezone.utc)
 
 

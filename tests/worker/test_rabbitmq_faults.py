@@ -37,6 +37,7 @@ def broken_rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitSe
 
 @pytest.fixture
 def proxy(broken_rabbit: RabbitServer) -> Iterator[Proxy]:
+    """Named before ``start``, so that the worker ends first."""
     made = Proxy(broken_rabbit.port)
     yield made
     made.close()
@@ -197,7 +198,7 @@ async def test_an_alarm_stops_sends_and_nothing_else(
 # --- the link -----------------------------------------------------------------------------------------
 
 
-async def test_a_link_that_is_cut(start: Start, proxy: Proxy) -> None:
+async def test_a_link_that_is_cut(proxy: Proxy, start: Start) -> None:
     url = f"amqp://guest:guest@127.0.0.1:{proxy.port}//"
     counting = await start(url, url)
     for _ in range(5):
@@ -210,7 +211,7 @@ async def test_a_link_that_is_cut(start: Start, proxy: Proxy) -> None:
     await counting.nothing_is_lost()
 
 
-async def test_a_link_that_goes_silent(start: Start, proxy: Proxy) -> None:
+async def test_a_link_that_goes_silent(proxy: Proxy, start: Start) -> None:
     url = f"amqp://guest:guest@127.0.0.1:{proxy.port}//?heartbeat=2&connection_timeout=1"
     counting = await start(url, url)
     proxy.silence()
@@ -221,7 +222,7 @@ async def test_a_link_that_goes_silent(start: Start, proxy: Proxy) -> None:
 
 
 async def test_a_worker_finds_out_by_itself_that_its_link_is_silent(
-    start: Start, broken_rabbit: RabbitServer, proxy: Proxy
+    broken_rabbit: RabbitServer, proxy: Proxy, start: Start
 ) -> None:
     """Its link stays half-open; a new one works."""
     counting = await start(f"amqp://guest:guest@127.0.0.1:{proxy.port}//?heartbeat=2&connection_timeout=1")
