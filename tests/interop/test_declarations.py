@@ -95,6 +95,7 @@ def celery_on(site: Site, folder: Path) -> Iterator[WorkerProcess]:
     ) as worker:
         yield worker
         assert "PRECONDITION_FAILED" not in worker.log
+        worker.kill()  # to end takes it seconds
 
 
 async def send_everywhere(client: Any, connect: Connect, site: Site) -> None:

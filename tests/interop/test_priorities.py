@@ -173,8 +173,9 @@ async def test_a_celery_worker_runs_a_mixed_backlog_of_rabbitmq_by_priority(
     await fill_in_rabbit(site, connect, celery_client(site, queues={key: URGENT}), key)
     with celery_worker(
         tmp_path, site.broker, site.results, "-P", "solo", *QUICK, queues=key, settings={"queues": {key: URGENT}}
-    ):
+    ) as worker:
         await until(lambda: has_notes(site, key, 20), "all have run")
+        worker.kill()  # to end takes it seconds
     assert_by_priority(site, key)
 
 
