@@ -62,7 +62,13 @@ def encode_table(table: Mapping[str, Any], depth: int = 0) -> bytes:
     parts: list[bytes] = []
     for key, value in table.items():
         parts.append(_KEYS.get(key) or encode_short(key))
-        parts.append(_encode(value, depth))
+        if value is None:  # this and texts are nearly all there is
+            parts.append(b"V")
+        elif value.__class__ is str:
+            text = value.encode() if value.isascii() else _bytes_of(value)
+            parts += (b"S", _pack_long(len(text)), text)
+        else:
+            parts.append(_encode(value, depth))
     data = b"".join(parts)
     return _pack_long(len(data)) + data
 
