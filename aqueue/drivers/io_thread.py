@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -28,17 +28,28 @@ class IoThread:
         assert self._loop is not None, "started above"
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
-    async def call(self, work: Coroutine[Any, Any, T]) -> T:
+    async def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine over there, and wait for it here."""
         return await asyncio.wrap_future(self.submit(work))
 
-    def call_blocking(self, work: Coroutine[Any, Any, T], timeout: float) -> T:
-        """Run a coroutine over there from a thread without a loop. Raises TimeoutError, RuntimeError when closed."""
+    def call(self, function: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+        """Call a function over there that does not wait; what it returns or raises is in the future."""
+        assert self._loop is not None, "something has been submitted before"
+        here = asyncio.get_running_loop()
+        answer: asyncio.Future[T] = here.create_future()
+        self._loop.call_soon_threadsafe(_answer, here, answer, function, args)
+        return answer
+
+    def call_blocking(self, function: Callable[..., T], *args: Any, timeout: float) -> T:
+        """`call`, from a thread without a loop. Raises TimeoutError, RuntimeError when closed."""
         loop = self._loop
         if loop is None:
-            work.close()
             raise RuntimeError("closed")
-        return asyncio.run_coroutine_threadsafe(work, loop).result(timeout)
+
+        async def work() -> T:
+            return function(*args)
+
+        return asyncio.run_coroutine_threadsafe(work(), loop).result(timeout)
 
     def close(self) -> None:
         """End the thread; the next use starts another."""
@@ -51,6 +62,27 @@ class IoThread:
         self._loop = loop
         self._thread = threading.Thread(target=_serve, args=(loop,), name=self._name, daemon=True)
         self._thread.start()
+
+
+def _answer(
+    loop: asyncio.AbstractEventLoop, answer: asyncio.Future[T], function: Callable[..., T], args: tuple[Any, ...]
+) -> None:
+    try:
+        value = function(*args)
+    except Exception as error:  # noqa: BLE001 - it is for the caller
+        loop.call_soon_threadsafe(_set_exception, answer, error)
+    else:
+        loop.call_soon_threadsafe(_set_result, answer, value)
+
+
+def _set_result(answer: asyncio.Future[T], value: T) -> None:
+    if not answer.done():
+        answer.set_result(value)
+
+
+def _set_exception(answer: asyncio.Future[Any], error: Exception) -> None:
+    if not answer.done():
+        answer.set_exception(error)
 
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:

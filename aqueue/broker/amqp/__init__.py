@@ -98,10 +98,10 @@ class AmqpBroker:
         if consumption is not None:
             try:
                 async with asyncio.timeout(_FAREWELL):
-                    await self._send_back(consumption, await self._io.call(consumption.untaken(all=True)))
+                    await self._send_back(consumption, await self._io.run(consumption.untaken(all=True)))
             except (TimeoutError, BrokerUnavailable, ConnectionLost, ChannelClosed) as reason:
                 logger.warning("what was not started comes back counted: %s", reason)
-            await self._io.call(consumption.close())
+            await self._io.run(consumption.close())
         self._io.close()
         await self._publisher.close()
 
@@ -187,7 +187,9 @@ class AmqpBroker:
             claims = await self._claim(queues, limit, max(0.0, deadline - time.monotonic()))
             if not claims:
                 return []
-            found = await or_hand_back(self._counted(claims), self._hand_back)
+            found, uncounted = self._unpacked(claims)
+            if uncounted:
+                found = await or_hand_back(self._count(found, uncounted), self._hand_back)
             if found:
                 return found
 
@@ -202,13 +204,13 @@ class AmqpBroker:
                 return await asyncio.wrap_future(claiming)
             except asyncio.CancelledError:
                 claiming.cancel()
-                await self._io.call(consumption.abandon(ticket))
+                await self._io.call(consumption.abandon, ticket)
                 raise
             finally:
                 self._tidy_later()
 
-    async def _counted(self, claims: Sequence[Claim]) -> list[Delivery]:
-        """Claims as deliveries. What came back uncounted is sent again with its count, and is none."""
+    def _unpacked(self, claims: Sequence[Claim]) -> tuple[list[Delivery], list[tuple[str, Publication]]]:
+        """Claims as deliveries; and what came back uncounted, by receipt, as it is to be sent again."""
         found: list[Delivery] = []
         uncounted: list[tuple[str, Publication]] = []
         for claim in claims:
@@ -222,13 +224,17 @@ class AmqpBroker:
             else:
                 self._unreadable[claim.receipt] = claim.delivered
             found.append(Delivery(message, claim.receipt, 1 + unpacked.lost))
-        if uncounted:
-            try:
-                await self._publish_again([publication for _, publication in uncounted])
-            except BrokerUnavailable:
-                await self._finish([], [claim.receipt for claim in claims])
-                raise
-            await self._finish([receipt for receipt, _ in uncounted], [])
+        return found, uncounted
+
+    async def _count(self, found: list[Delivery], uncounted: Sequence[tuple[str, Publication]]) -> list[Delivery]:
+        """Send again, with its count, what came back uncounted; it is none of ``found``."""
+        receipts = [receipt for receipt, _ in uncounted]
+        try:
+            await self._publish_again([publication for _, publication in uncounted])
+        except BrokerUnavailable:
+            await self._finish([], [*receipts, *(delivery.receipt for delivery in found)])
+            raise
+        await self._finish(receipts, [])
         return found
 
     async def _publish_again(self, publications: Sequence[Publication]) -> None:
@@ -305,13 +311,13 @@ class AmqpBroker:
     async def _held(self, receipts: Sequence[str]) -> set[str]:
         if self._consumption is None:
             return set()
-        return await self._io.call(self._consumption.held(receipts))
+        return await self._io.call(self._consumption.held, receipts)
 
     async def _finish(self, done: Sequence[str], released: Sequence[str]) -> set[str]:
         if self._consumption is None:
             return {*done, *released}
         with _raising():
-            return await self._io.call(self._consumption.settle(done, released))
+            return await self._io.call(self._consumption.settle, done, released)
 
     def extend(self, deliveries: Collection[Delivery]) -> Sequence[Delivery]:
         held = {delivery.receipt: delivery for delivery in deliveries}
@@ -319,7 +325,7 @@ class AmqpBroker:
         if consumption is None or not held:
             return list(held.values())
         try:
-            gone = self._io.call_blocking(consumption.extend(held), self._options.timeout)
+            gone = self._io.call_blocking(consumption.extend, held, timeout=self._options.timeout)
         except (TimeoutError, RuntimeError, FutureCancelled) as error:
             raise BrokerUnavailable(f"could not renew leases: {str(error) or 'no answer in time'}") from None
         return [held[receipt] for receipt in gone]
@@ -340,7 +346,7 @@ class AmqpBroker:
     async def _tidy_up(self, consumption: Consumption) -> None:
         """Close what credit nobody uses, and send back what nobody took."""
         try:
-            await self._send_back(consumption, await self._io.call(consumption.untaken()))
+            await self._send_back(consumption, await self._io.run(consumption.untaken()))
         except (BrokerUnavailable, ConnectionLost, ChannelClosed) as error:
             logger.debug("could not send back what nobody took: %s", error)
         if not consumption.is_idle and self._consumption is consumption:
@@ -352,9 +358,9 @@ class AmqpBroker:
             if publications:
                 await self._publish_again(publications)
         except BrokerUnavailable:
-            await self._io.call(consumption.settle([], [claim.receipt for claim in claims]))
+            await self._io.call(consumption.settle, [], [claim.receipt for claim in claims])
             raise
-        await self._io.call(consumption.settle([claim.receipt for claim in claims], []))
+        await self._io.call(consumption.settle, [claim.receipt for claim in claims], [])
 
 
 _NOTHING: Final = Delivered(0, "", 0, False, "", "")

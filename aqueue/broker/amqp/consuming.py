@@ -274,11 +274,11 @@ class Consumption:
 
     # --- settling ---
 
-    async def held(self, receipts: Collection[str]) -> set[str]:
+    def held(self, receipts: Collection[str]) -> set[str]:
         """Those of the receipts that are still ours."""
         return {receipt for receipt in receipts if receipt in self._held}
 
-    async def settle(self, done: Sequence[str], released: Sequence[str]) -> set[str]:
+    def settle(self, done: Sequence[str], released: Sequence[str]) -> set[str]:
         """Acknowledge, and put back to the front of what waits here; returns the receipts that are not ours."""
         refused = {receipt for receipt in (*done, *released) if receipt not in self._held}
         for receipt in released:
@@ -287,7 +287,7 @@ class Consumption:
         self._acknowledge([self._held.pop(receipt) for receipt in done if receipt not in refused])
         return refused
 
-    async def abandon(self, ticket: Ticket) -> None:
+    def abandon(self, ticket: Ticket) -> None:
         """Nobody takes what a fetch has claimed."""
         for claim in ticket.claims:
             entry = self._held.pop(claim.receipt, None)
@@ -322,7 +322,7 @@ class Consumption:
 
     # --- leases ---
 
-    async def extend(self, receipts: Collection[str]) -> list[str]:
+    def extend(self, receipts: Collection[str]) -> list[str]:
         """Renew leases; returns the receipts that are no longer ours."""
         ends = asyncio.get_running_loop().time() + self._options.lease
         gone: list[str] = []
