@@ -32,11 +32,7 @@ async def send(count: int, task: str = "nop") -> None:
 
 async def sends(count: int) -> None:
     pool = await create_pool(SETTINGS)
-
-    async def batch() -> None:
-        await asyncio.gather(*[pool.enqueue_job("nop") for _ in range(100)])
-
-    await rate(batch, count // 100, 100)
+    await rate(lambda: pool.enqueue_job("nop"), count, 100)
     await pool.aclose()
 
 

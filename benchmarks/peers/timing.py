@@ -1,5 +1,6 @@
 """What all peers measure alike; standard library only, as each peer has its own environment."""
 
+import asyncio
 import json
 import statistics
 import sys
@@ -8,12 +9,16 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 
-async def rate(batch: Callable[[], Awaitable[None]], batches: int, size: int) -> None:
-    """Print how many sends a second, over batches of concurrent ones."""
+async def rate(send: Callable[[], Awaitable[object]], count: int, senders: int) -> None:
+    """Print how many sends a second; so many senders at once, each with one send after the other."""
+
+    async def sender() -> None:
+        for _ in range(count // senders):
+            await send()
+
     start = time.perf_counter()
-    for _ in range(batches):
-        await batch()
-    print(json.dumps({"rate": batches * size / (time.perf_counter() - start)}))
+    await asyncio.gather(*[sender() for _ in range(senders)])
+    print(json.dumps({"rate": count // senders * senders / (time.perf_counter() - start)}))
 
 
 async def round_trips(one: Callable[[], Awaitable[None]], count: int) -> None:
