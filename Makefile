@@ -9,7 +9,7 @@ demo:
 
 test:
 	@scripts/setup test
-	AQUEUE_REQUIRE_SERVERS=1 $(BIN)/python -m pytest $(ARGS)
+	AQUEUE_REQUIRE_SERVERS=1 $(BIN)/python -m pytest -n 3 --dist loadfile $(ARGS)
 
 check:
 	@scripts/setup check

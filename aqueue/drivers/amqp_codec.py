@@ -2,7 +2,7 @@
 
 Method frames that are rare (opening, declaring) are left to pamqp, the codec beneath aio-pika. The five that
 every message needs are read and written here, field tables too: pamqp copies what is left of its input for each
-field, and takes 50 to 60 us for the headers of a task where this takes a fifth (``benchmarks/codec.py``).
+field, and takes 50 to 60 us for the frames of a task where this takes 20 to 25 (``benchmarks/codec.py``).
 """
 
 import struct

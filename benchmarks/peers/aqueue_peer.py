@@ -39,8 +39,10 @@ async def nap_all(count: int) -> None:
 
 async def sends(count: int) -> None:
     async with app:
-        await nop.send()
-        await rate(nop.send, count, 1000)
+        # On RabbitMQ the others' sends touch no store; ours would record each task whose result is wanted as sent.
+        sent = nop.options(ignore_result=True) if broker.startswith("amqp") else nop
+        await sent.send()
+        await rate(sent.send, count, 1000)
 
 
 async def latency(count: int) -> None:

@@ -184,7 +184,7 @@ def test_the_app_is_found_as_in_celery(run: Run) -> None:
         (("send", "shop:app", "shop.add", "1", "--priority", "12"), "0 to 9"),
         (("purge", "shop:app"), "aqueue queues"),
         (("dead", "show", "shop:app"), "aqueue dead list"),
-        (("queues", "--broker", "rabbit://localhost"), "there are memory, redis"),
+        (("queues", "--broker", "rabbit://localhost"), "there are amqp, amqps"),
         (("queues", "--broker", "localhost"), "something like redis://"),
         (("queues", "--broker", "redis://:canary@localhost/x"), "the database is a number"),
     ],

@@ -59,10 +59,12 @@ class Claim(msgspec.Struct):
 class Ticket:
     """What one fetch has claimed, for the case that nobody takes it."""
 
-    __slots__ = ("claims",)
+    __slots__ = ("abandoned", "claims")
 
     def __init__(self) -> None:
         self.claims: list[Claim] = []
+        #: Nobody waits for the fetch any more, which may not even have begun.
+        self.abandoned = False
 
 
 class _Consumer:
@@ -151,9 +153,9 @@ class Consumption:
                 opened = await self._order(queues, limit)
                 if opened or (wait <= 0 and not self._waiting):
                     await self._look(queues, limit)
-                found = self._take(queues, limit)
+                found = [] if ticket.abandoned else self._take(queues, limit)
                 left = deadline - loop.time()
-                if found or left <= 0:
+                if found or left <= 0 or ticket.abandoned:
                     ticket.claims = found
                     return found
                 with suppress(TimeoutError):
@@ -288,7 +290,8 @@ class Consumption:
         return refused
 
     def abandon(self, ticket: Ticket) -> None:
-        """Nobody takes what a fetch has claimed."""
+        """Nobody takes what a fetch has claimed, or is about to."""
+        ticket.abandoned = True
         for claim in ticket.claims:
             entry = self._held.pop(claim.receipt, None)
             if entry is not None:
