@@ -24,7 +24,7 @@ from aqueue.shapes import is_list, is_object
         (UserDict(), False, False),
         (UserList(), False, False),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_a_decoded_value_is_an_object_a_list_or_neither(value: Any, is_an_object: bool, is_a_list: bool) -> None:
     assert is_object(value) is is_an_object
