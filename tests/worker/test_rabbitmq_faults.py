@@ -247,11 +247,12 @@ async def test_a_task_that_blocks_the_loop_keeps_its_message(broken_rabbit: Rabb
         if number == 0:
             await block.send(1)
 
-    async with app, running(app, concurrency=1):
-        result = await block.send(0)
-        await until(lambda: len(runs) == 2, "the next one runs", 30)
-        await result.get(timeout=20)
-        await until(lambda: not sum(queue_counts(broken_rabbit)[queue]), "both are acknowledged", 20)
+    async with app:
+        result = await block.send(0)  # before anything blocks the loop that waits for the confirm
+        async with running(app, concurrency=1):
+            await until(lambda: len(runs) == 2, "the next one runs", 30)
+            await result.get(timeout=20)
+            await until(lambda: not sum(queue_counts(broken_rabbit)[queue]), "both are acknowledged", 20)
     assert runs == [(0, 1), (1, 1)]
 
 
