@@ -64,6 +64,11 @@ class Process:
     def signal(self, number: int) -> None:
         self.child.send_signal(number)
 
+    def freeze(self) -> None:
+        """Stop it, with all its threads, before this returns; SIGCONT has it go on."""
+        self.child.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.child.pid, os.WSTOPPED)
+
     def kill(self) -> None:
         """As ``kill -9``."""
         self.child.kill()
@@ -128,7 +133,7 @@ class RedisServer:
     def pause(self) -> None:
         """Freeze the server: connections stay, nothing answers."""
         assert self._process is not None
-        self._process.signal(signal.SIGSTOP)
+        self._process.freeze()
 
     def go_on(self) -> None:
         assert self._process is not None
@@ -181,7 +186,7 @@ class MemcachedServer:
     def pause(self) -> None:
         """Freeze the server: connections stay, nothing answers."""
         assert self._process is not None
-        self._process.signal(signal.SIGSTOP)
+        self._process.freeze()
 
     def go_on(self) -> None:
         assert self._process is not None
