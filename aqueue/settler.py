@@ -7,12 +7,12 @@ Batches grow with load, and an idle worker adds no waiting.
 
 import asyncio
 import logging
-import random
 from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
 
+from aqueue.backoff import pause
 from aqueue.broker import Ack, Broker, Delivery, Release, Verdict
 from aqueue.errors import BrokerUnavailable, StoreUnavailable
 from aqueue.results import ResultStore
@@ -21,8 +21,6 @@ logger = logging.getLogger("aqueue.worker")
 
 #: Verdicts in one call; keeps each call short for the server.
 _BATCH: Final = 500
-#: Seconds between tries while broker or store is away, shortened at random.
-_LONGEST_PAUSE: Final = 2.0
 
 Settlement = tuple[Delivery, Verdict]
 
@@ -73,7 +71,7 @@ class Settler:
                 failures += 1
                 if failures == 1:
                     logger.warning("can't settle %d tasks, trying again: %s", len(batch), error)
-                await asyncio.sleep(min(_LONGEST_PAUSE, 0.05 * 2**failures) * random.uniform(0.5, 1.0))
+                await asyncio.sleep(pause(failures))
         del self._mailbox[: len(batch)]
         if not self._mailbox and not self._closing:
             self._arrived.clear()

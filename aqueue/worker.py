@@ -15,12 +15,12 @@ supervisor starts it again, and leases bring the work back.
 
 import asyncio
 import logging
-import random
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Final, NoReturn
 
 from aqueue.app import AQueue
+from aqueue.backoff import pause
 from aqueue.broker import Broker, Delivery
 from aqueue.errors import BrokerUnavailable
 from aqueue.identifiers import node_name
@@ -182,7 +182,7 @@ class Intake:
                 failures += 1
                 if failures == 1:
                     logger.warning("the broker is away, waiting for it: %s", error)
-                await asyncio.sleep(min(_LONGEST_PAUSE, 0.1 * 2**failures) * random.uniform(0.5, 1.0))
+                await asyncio.sleep(pause(failures, first=0.1, longest=_LONGEST_PAUSE))
             else:
                 if failures:
                     logger.info("the broker is back")

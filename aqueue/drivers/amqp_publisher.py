@@ -7,13 +7,12 @@ it; a server that has gone silent is found out by the next send, whose answer is
 
 import asyncio
 import logging
-import random
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
 
 import msgspec
 from pamqp import commands
 
+from aqueue.backoff import pause
 from aqueue.drivers.amqp_address import AmqpAddress
 from aqueue.drivers.amqp_codec import Confirmed, Malformed, Returned, decode_properties, publication
 from aqueue.drivers.amqp_connection import AmqpConnection, Channel, ChannelClosed, ConnectionLost
@@ -21,9 +20,6 @@ from aqueue.errors import EnqueueFailed, EnqueueUnknown
 
 logger = logging.getLogger("aqueue.broker")
 
-#: Seconds between attempts to connect, each shortened at random.
-_FIRST_PAUSE: Final = 0.05
-_LONGEST_PAUSE: Final = 2.0
 
 #: Declares, on the connection that will be used, what must be there before something is sent.
 Prepare = Callable[[AmqpConnection], Awaitable[None]]
@@ -128,8 +124,7 @@ class Publisher:
         async with self._opening:
             while self._channel is None or self._channel.closed is not None:
                 if self._failures:
-                    pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0**self._failures)
-                    await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+                    await asyncio.sleep(pause(self._failures))
                 try:
                     await self._connect()
                 except ConnectionLost as error:

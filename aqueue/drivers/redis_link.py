@@ -10,7 +10,6 @@ caller at once. The next command opens a new one. Nothing is sent twice.
 
 import asyncio
 import logging
-import random
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from contextlib import contextmanager
@@ -20,16 +19,13 @@ from typing import Any, Final, NoReturn
 import hiredis
 from redis.exceptions import AuthenticationError, NoScriptError, ReadOnlyError, RedisError, ResponseError
 
+from aqueue.backoff import pause
 from aqueue.drivers.redis_address import LoopConnection, LoopParser, RedisAddress
 from aqueue.errors import AQueueError
 
 logger = logging.getLogger("aqueue.redis")
 
 _hiredis: Final[Any] = hiredis
-
-#: Pauses between attempts to connect, in seconds; each is shortened at random.
-_FIRST_PAUSE: Final = 0.05
-_LONGEST_PAUSE: Final = 2.0
 
 Value = str | bytes | int | float
 PushHandler = Callable[[list[Any]], None]
@@ -179,7 +175,7 @@ class RedisLink:
         async with self._opening:
             while self._connection is None:
                 if self._failures:
-                    await asyncio.sleep(_pause(self._failures))
+                    await asyncio.sleep(pause(self._failures))
                 await self._try_to_open()
 
     async def _try_to_open(self) -> None:
@@ -308,10 +304,6 @@ _SUBSCRIPTION_REPLIES: Final = (b"subscribe", b"unsubscribe", b"psubscribe", b"p
 
 
 _pack: Final[Callable[[tuple[Value, ...]], bytes]] = _hiredis.pack_command
-
-
-def _pause(failures: int) -> float:
-    return min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0**failures) * random.uniform(0.5, 1.0)
 
 
 async def _disconnect(connection: LoopConnection) -> None:

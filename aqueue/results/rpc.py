@@ -7,7 +7,6 @@ comes while its connection is down is lost with the queue: for results that must
 
 import asyncio
 import logging
-import random
 import re
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -19,6 +18,7 @@ from uuid import uuid4
 import msgspec
 from pamqp import commands
 
+from aqueue.backoff import pause
 from aqueue.drivers.amqp_address import AmqpAddress
 from aqueue.drivers.amqp_codec import Delivered, Malformed, decode_properties, encode_properties
 from aqueue.drivers.amqp_connection import AmqpConnection, Channel, ChannelClosed, ConnectionLost
@@ -34,7 +34,6 @@ logger = logging.getLogger("aqueue.results")
 _REPLY_QUEUE: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 #: Results kept for a client that does not ask for them.
 _MOST_KEPT: Final = 100_000
-_LONGEST_PAUSE: Final = 2.0
 #: Looks for what is still on its way to us; seconds between them.
 _LOOKS: Final = 20
 _LOOK_AGAIN: Final = 0.005
@@ -224,7 +223,7 @@ class RpcResults:
                 self._failure = str(error)
             self._ready.clear()
             failures += 1
-            await asyncio.sleep(min(_LONGEST_PAUSE, 0.05 * 2.0**failures) * random.uniform(0.5, 1.0))
+            await asyncio.sleep(pause(failures))
 
     @asynccontextmanager
     async def _consuming(self) -> "AsyncGenerator[asyncio.Future[Exception]]":

@@ -13,7 +13,6 @@ worker that hangs gives its messages to others, as on every broker.
 
 import asyncio
 import logging
-import random
 from bisect import insort
 from collections import deque
 from collections.abc import Collection, Sequence
@@ -25,6 +24,7 @@ from uuid import uuid4
 import msgspec
 from pamqp import commands
 
+from aqueue.backoff import pause
 from aqueue.broker import BrokerOptions
 from aqueue.broker.amqp.messages import priority_of
 from aqueue.broker.amqp.topology import Topology
@@ -398,7 +398,7 @@ class Consumption:
             if self._channel is not None and self._channel.closed is None:
                 return
             if self._failures:
-                await asyncio.sleep(min(2.0, 0.05 * 2.0**self._failures) * random.uniform(0.5, 1.0))
+                await asyncio.sleep(pause(self._failures))
             try:
                 await self._connect()
             except ConnectionLost:

@@ -1,0 +1,11 @@
+"""How long to wait before something that has failed is tried again."""
+
+import random
+
+
+def pause(failures: int, *, first: float = 0.05, longest: float = 2.0) -> float:
+    """Seconds: twice ``first`` after one failure, doubled by each further one up to ``longest``.
+
+    Shortened at random by up to a half, so that those who failed together don't come back together.
+    """
+    return min(longest, first * 2.0**failures) * random.uniform(0.5, 1.0)
