@@ -9,7 +9,7 @@ from aqueue.broker import Broker, BrokerFactory, BrokerOptions
 from aqueue.errors import ConfigurationError
 from aqueue.results import ResultStore, StoreFactory, StoreOptions
 from aqueue.settings import Settings
-from aqueue.url import Url
+from aqueue.url import RABBITMQ_SCHEMES, Url
 
 
 class Servers:
@@ -82,7 +82,7 @@ def _store(backend: str | StoreFactory | None, broker: Url | BrokerFactory) -> U
     url = Url(backend)
     if url.scheme != "rpc":
         return url
-    if isinstance(broker, Url) and broker.scheme in ("amqp", "amqps", "pyamqp", "librabbitmq"):
+    if isinstance(broker, Url) and broker.scheme in RABBITMQ_SCHEMES:
         return broker
     raise ConfigurationError("rpc:// sends results over RabbitMQ, and the broker is another: name a result store")
 

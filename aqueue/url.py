@@ -2,8 +2,8 @@
 
 import re
 from collections.abc import Mapping
-from typing import NoReturn
-from urllib.parse import parse_qs, unquote, urlsplit
+from typing import Final, NoReturn
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from aqueue.errors import ConfigurationError
 
@@ -15,6 +15,10 @@ _AZURE_SECRETS = re.compile(r"(?i)\b(AccountKey=)[^;?]*|\b(SharedAccessSignature
 _SCHEME = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://")
 #: What to do about a URL that can't be taken apart.
 UNREADABLE = "check host and port, and write special characters in user and password as %XX"
+
+#: Schemes of URLs that lead to one server, as broker and as result store.
+REDIS_SCHEMES: Final = ("redis", "rediss", "redis+socket", "unix", "sentinel", "redis+sentinel")
+RABBITMQ_SCHEMES: Final = ("amqp", "amqps", "pyamqp", "librabbitmq")
 
 
 class Url:
@@ -59,6 +63,19 @@ class Url:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Url holds a password and is not pickled; pass url.reveal() where that is meant")
+
+
+def split(text: str) -> SplitResult:
+    """The parts of one server's URL, its port a number. Raises ValueError, whose text has nothing of a password."""
+    try:
+        part = urlsplit(text)
+        readable = part.port is None or bool(part.hostname)
+    except ValueError:
+        raise ValueError(UNREADABLE) from None
+    # An @ behind the host means that the password has a / or # or ?, and what was read is a piece of it.
+    if not readable or (part.netloc and "@" in part.path + part.query + part.fragment):
+        raise ValueError(UNREADABLE)
+    return part
 
 
 def mask(text: str) -> str:

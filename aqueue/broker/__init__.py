@@ -25,7 +25,7 @@ import msgspec
 from aqueue.errors import ConfigurationError
 from aqueue.protocol import Message, Record, Unreadable
 from aqueue.serialization import Limits
-from aqueue.url import Url
+from aqueue.url import RABBITMQ_SCHEMES, REDIS_SCHEMES, Url
 
 T = TypeVar("T")
 
@@ -311,8 +311,8 @@ _AMQP = "aqueue.broker.amqp:AmqpBroker"
 _BROKERS: Final = {
     "memory": "aqueue.broker.memory:MemoryBroker",
     "sqlite": "aqueue.broker.sqlite:SqliteBroker",
-    **dict.fromkeys(("redis", "rediss", "redis+socket", "unix", "sentinel", "redis+sentinel"), _REDIS),
-    **dict.fromkeys(("amqp", "amqps", "pyamqp", "librabbitmq"), _AMQP),
+    **dict.fromkeys(REDIS_SCHEMES, _REDIS),
+    **dict.fromkeys(RABBITMQ_SCHEMES, _AMQP),
 }
 
 #: Makes a broker for the event loop it is called on.

@@ -8,10 +8,10 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import unquote
 
 from aqueue.errors import ConfigurationError
-from aqueue.url import UNREADABLE, Url
+from aqueue.url import Url, split
 
 #: What a URL may say after ``?``: kombu's names, and those of RabbitMQ's own URIs.
 _ALIASES: Final = {
@@ -49,7 +49,7 @@ class AmqpAddress:
     def parse(cls, url: Url) -> "AmqpAddress":
         """Raises ConfigurationError for what the URL can't mean."""
         try:
-            parts = [_part(one) for one in url.reveal().split(";")]
+            parts = [split(one) for one in url.reveal().split(";")]
             query = {_ALIASES.get(name, name): value for name, value in url.query.items()}
             unknown = set(query) - _PARAMETERS
             if unknown:
@@ -72,10 +72,6 @@ class AmqpAddress:
         except ValueError as error:
             raise ConfigurationError(f"bad RabbitMQ URL {url}: {error}") from None
 
-    def same_server(self, other: "AmqpAddress") -> bool:
-        """Whether two URLs lead to the same virtual host of the same servers."""
-        return (self.hosts, self.virtual_host) == (other.hosts, other.virtual_host)
-
     def ssl_context(self) -> ssl.SSLContext | None:
         """None without TLS. Raises ConfigurationError for files that can't be read."""
         if self.tls is None:
@@ -92,19 +88,6 @@ class AmqpAddress:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
         return context
-
-
-def _part(text: str) -> SplitResult:
-    """One host's URL. Raises ValueError, whose text has nothing of a password."""
-    try:
-        part = urlsplit(text)
-        readable = part.port is None or bool(part.hostname)
-    except ValueError:
-        raise ValueError(UNREADABLE) from None
-    # An @ behind the host means that the password has a / or # or ?, and what was read is a piece of it.
-    if not readable or (part.netloc and "@" in part.path + part.query + part.fragment):
-        raise ValueError(UNREADABLE)
-    return part
 
 
 def _mechanism(text: str) -> str:

@@ -8,7 +8,7 @@ import ssl
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import SplitResult, unquote
 
 import redis.asyncio.connection as for_loop
 import redis.asyncio.sentinel
@@ -16,7 +16,7 @@ import redis.connection as for_thread
 import redis.sentinel
 
 from aqueue.errors import ConfigurationError
-from aqueue.url import UNREADABLE, Url
+from aqueue.url import Url, split
 
 _PARAMETERS: Final = frozenset(
     "db virtual_host key_prefix master_name sentinel_username sentinel_password client_name "
@@ -173,18 +173,7 @@ def _common(url: Url, part: SplitResult, path: str) -> dict[str, Any]:
 def _parts(url: Url) -> list[SplitResult]:
     """The URL, or one for each Sentinel. Raises ValueError, whose text has nothing of a password."""
     text = url.reveal()
-    found: list[SplitResult] = []
-    for one in text.split(";") if "sentinel" in url.scheme else [text]:
-        try:
-            part = urlsplit(one)
-            readable = part.port is None or bool(part.hostname)
-        except ValueError:
-            raise ValueError(UNREADABLE) from None
-        # An @ behind the host means that the password has a / or # or ?, and what was read is a piece of it.
-        if not readable or (part.netloc and "@" in part.path + part.query + part.fragment):
-            raise ValueError(UNREADABLE)
-        found.append(part)
-    return found
+    return [split(one) for one in (text.split(";") if "sentinel" in url.scheme else [text])]
 
 
 def _host(part: SplitResult, port: int) -> tuple[str, int]:

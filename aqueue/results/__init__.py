@@ -19,7 +19,7 @@ from aqueue.errors import BadMessage, ConfigurationError
 from aqueue.protocol import Record, is_success
 from aqueue.serialization import Limits, Serializer
 from aqueue.shapes import is_list, is_object
-from aqueue.url import Url
+from aqueue.url import RABBITMQ_SCHEMES, REDIS_SCHEMES, Url
 
 PENDING: Final = "PENDING"
 STARTED: Final = "STARTED"
@@ -274,8 +274,8 @@ _OBJECTS = "aqueue.results.object_store:ObjectResults"
 _STORES: Final = {
     "memory": "aqueue.results.memory:MemoryResults",
     "sqlite": "aqueue.results.sqlite:SqliteResults",
-    **dict.fromkeys(("redis", "rediss", "redis+socket", "unix", "sentinel", "redis+sentinel"), _REDIS),
-    **dict.fromkeys(("amqp", "amqps", "pyamqp", "librabbitmq"), _RPC),
+    **dict.fromkeys(REDIS_SCHEMES, _REDIS),
+    **dict.fromkeys(RABBITMQ_SCHEMES, _RPC),
     **dict.fromkeys(("db+sqlite", "db+postgresql", "db+mysql", "db+mariadb"), _DATABASE),
     # The names of Celery's clients for memcached: it has one for all of them, too.
     **dict.fromkeys(("cache+memcached", "cache+memcache", "cache+pymemcache", "cache+pylibmc"), _MEMCACHED),
