@@ -142,6 +142,7 @@ async def test_what_waits_for_its_time_arrives_in_a_queue_that_was_deleted_and_m
     async with await open_broker(rabbit_url) as sender, await open_broker(rabbit_url) as worker:
         waiting = asyncio.create_task(worker.fetch([queue], 5, 15))
         await sender.publish([message(queue, "later", delay=3.0)])
+        await until(lambda: channel.queue_declare(queue, passive=True).consumer_count, "it is consumed")
         channel.queue_delete(queue)
         assert names(await waiting) == ["later"]
 

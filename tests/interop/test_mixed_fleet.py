@@ -167,7 +167,7 @@ async def test_a_celery_worker_that_is_told_to_stop_amid_a_mixed_backlog_leaves_
     with celery_worker(tmp_path, site.broker, site.results, *pool, *QUICK, queues=backlog.queue) as theirs:
         await until(lambda: backlog.run_by("celery") > 30, "the Celery worker is at it")
         theirs.terminate()
-        await asyncio.to_thread(theirs.wait)
+        await asyncio.to_thread(theirs.wait, 60)  # a warm shutdown of Celery's
     with aqueue_worker(tmp_path, site.broker, site.results, queues=backlog.queue):
         await backlog.is_run()
         await backlog.assert_each_ran_once(given_back_while_running=2)

@@ -197,18 +197,3 @@ def test_an_address_does_not_show_its_password(text: str) -> None:
     for shown in (repr(found), str(found), found.shown):
         assert SECRET not in shown
     assert "***" in found.shown
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "same"),
-    [
-        ("amqp://host", "pyamqp://user:s3cr3t@host:5672//?heartbeat=2", True),
-        ("amqp://host/a", "amqp://host/b", False),
-        ("amqp://host", "amqp://other", False),
-        ("amqp://host", "amqp://host:1", False),
-        ("amqp://a;amqp://b", "amqp://a;amqp://b//", True),
-    ],
-)
-def test_two_urls_may_lead_to_the_same_virtual_host(one: str, other: str, same: bool) -> None:
-    assert parse(one).same_server(parse(other)) is same
-    assert parse(other).same_server(parse(one)) is same
