@@ -139,9 +139,9 @@ class WorkerProcess:
         """Ask it to end, as a deployment does."""
         self._process.signal(signal.SIGTERM)
 
-    def wait(self) -> int:
+    def wait(self, timeout: float = PATIENCE) -> int:
         """The exit code, when it has ended."""
-        return self._process.child.wait(PATIENCE)
+        return self._process.child.wait(timeout)
 
     def kill(self) -> None:
         """As ``kill -9`` of the worker and its children at once."""
