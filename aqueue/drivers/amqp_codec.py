@@ -25,9 +25,12 @@ _HEARTBEAT: Final = 8
 _END: Final = b"\xce"
 #: A frame around its payload.
 _OVERHEAD: Final = 8
+#: Bytes of a content header before its properties.
+_HEADER_HEAD: Final = 12
 HEARTBEAT: Final = b"\x08\x00\x00\x00\x00\x00\x00\xce"
 PROTOCOL_HEADER: Final = b"AMQP\x00\x00\x09\x01"
 
+_PUBLISH: Final = b"\x00\x3c\x00\x28\x00\x00"
 _DELIVER: Final = b"\x00\x3c\x00\x3c"
 _RETURN: Final = b"\x00\x3c\x00\x32"
 _GET_OK: Final = b"\x00\x3c\x00\x47"
@@ -53,6 +56,7 @@ class Malformed(ValueError):
 
 #: Tables in tables in tables: no more than this, whoever wrote them.
 _DEEPEST: Final = 64
+_OCTETS: Final = [bytes((number,)) for number in range(256)]
 
 
 def encode_table(table: Mapping[str, Any], depth: int = 0) -> bytes:
@@ -61,24 +65,29 @@ def encode_table(table: Mapping[str, Any], depth: int = 0) -> bytes:
         raise Malformed(f"more than {_DEEPEST} tables and lists in each other")
     parts: list[bytes] = []
     for key, value in table.items():
-        parts.append(_KEYS.get(key) or encode_short(key))
-        if value is None:  # this and texts are nearly all there is
-            parts.append(b"V")
-        elif value.__class__ is str:
+        last = _LAST_FIELDS.get(key)
+        if last is not None and last[0] is value:
+            parts.append(last[1])
+            continue
+        name = _KEYS.get(key) or encode_short(key)
+        if value.__class__ is str:  # nearly all there is
             text = value.encode() if value.isascii() else _bytes_of(value)
-            parts += (b"S", _pack_long(len(text)), text)
+            field = b"".join((name, b"S", _pack_long(len(text)), text))
         else:
-            parts.append(_encode(value, depth))
+            field = name + _encode(value, depth)
+        if last is not None and value.__class__ in _UNCHANGING:
+            _LAST_FIELDS[key] = (value, field)
+        parts.append(field)
     data = b"".join(parts)
     return _pack_long(len(data)) + data
 
 
 def encode_short(text: str) -> bytes:
     """A short string: at most 255 bytes of UTF-8. Raises Malformed."""
-    data = _bytes_of(text)
+    data = text.encode() if text.isascii() else _bytes_of(text)
     if len(data) > 255:
         raise Malformed(f"{text[:40]!r}... is {len(data)} bytes; names and keys of AMQP have 255 at most")
-    return bytes((len(data),)) + data
+    return _OCTETS[len(data)] + data
 
 
 def _bytes_of(text: str) -> bytes:
@@ -95,6 +104,13 @@ def _bytes_of(text: str) -> bytes:
 
 _KEYS: Final = {key: encode_short(key) for key in KNOWN_HEADERS}
 _NAMES: Final = {key.encode(): key for key in KNOWN_HEADERS}
+#: Those that have another value in each call.
+_OF_ONE_CALL: Final = frozenset(("id", "root_id", "parent_id", "argsrepr", "kwargsrepr"))
+#: By header, the last value and its field: what all calls of a task have in common is one and the same object.
+_LAST_FIELDS: Final[dict[str, tuple[Any, bytes]]] = {
+    key: (None, encode_short(key) + b"V") for key in KNOWN_HEADERS - _OF_ONE_CALL
+}
+_UNCHANGING: Final = frozenset((str, int, bool, type(None)))
 
 
 def _encode(value: Any, depth: int) -> bytes:
@@ -102,7 +118,7 @@ def _encode(value: Any, depth: int) -> bytes:
     if encoder is not None:
         return encoder(value)
     if is_object(value):
-        return b"F" + encode_table(value, depth + 1)
+        return b"F" + encode_table(value, depth + 1) if value else b"F\x00\x00\x00\x00"
     if is_list(value):
         return _encode_list(value, depth + 1)
     for base in (str, bool, int, float, bytes, datetime, Decimal):  # of their subclasses: enums, numpy's numbers
@@ -127,7 +143,7 @@ def _encode_int(value: int) -> bytes:
 def _encode_list(value: Any, depth: int) -> bytes:
     if depth > _DEEPEST:
         raise Malformed(f"more than {_DEEPEST} tables and lists in each other")
-    data = b"".join([_encode(one, depth) for one in value])
+    data = b"".join([b"V" if one is None else _encode(one, depth) for one in value])
     return b"A" + _pack_long(len(data)) + data
 
 
@@ -264,22 +280,22 @@ _FIXED: Final[dict[int, tuple[struct.Struct, Callable[..., Any]]]] = {
 
 # --- properties --------------------------------------------------------------------------------------
 
-#: Name, flag; all but the four below are short strings.
-_PROPERTIES: Final = (
-    ("content_type", 0x8000),
-    ("content_encoding", 0x4000),
-    ("headers", 0x2000),
-    ("delivery_mode", 0x1000),
-    ("priority", 0x0800),
-    ("correlation_id", 0x0400),
-    ("reply_to", 0x0200),
-    ("expiration", 0x0100),
-    ("message_id", 0x0080),
-    ("timestamp", 0x0040),
-    ("type", 0x0020),
-    ("user_id", 0x0010),
-    ("app_id", 0x0008),
-    ("cluster_id", 0x0004),
+#: Name, flag, encoder; all but four are short strings.
+_PROPERTIES: Final[tuple[tuple[str, int, Callable[[Any], bytes]], ...]] = (
+    ("content_type", 0x8000, encode_short),
+    ("content_encoding", 0x4000, encode_short),
+    ("headers", 0x2000, encode_table),
+    ("delivery_mode", 0x1000, _OCTETS.__getitem__),
+    ("priority", 0x0800, _OCTETS.__getitem__),
+    ("correlation_id", 0x0400, encode_short),
+    ("reply_to", 0x0200, encode_short),
+    ("expiration", 0x0100, encode_short),
+    ("message_id", 0x0080, encode_short),
+    ("timestamp", 0x0040, lambda value: _encode_time(value)[1:]),
+    ("type", 0x0020, encode_short),
+    ("user_id", 0x0010, encode_short),
+    ("app_id", 0x0008, encode_short),
+    ("cluster_id", 0x0004, encode_short),
 )
 
 
@@ -287,19 +303,11 @@ def encode_properties(properties: Mapping[str, Any]) -> bytes:
     """Flags and values, for `publication`. Raises Malformed."""
     flags = 0
     parts = [b""]
-    for name, flag in _PROPERTIES:
+    for name, flag, encode in _PROPERTIES:
         value = properties.get(name)
-        if value is None:
-            continue
-        flags |= flag
-        if name == "headers":
-            parts.append(encode_table(value))
-        elif name in ("delivery_mode", "priority"):
-            parts.append(bytes((value,)))
-        elif name == "timestamp":
-            parts.append(_encode_time(value)[1:])
-        else:
-            parts.append(encode_short(value))
+        if value is not None:
+            flags |= flag
+            parts.append(encode(value))
     parts[0] = flags.to_bytes(2, "big")
     return b"".join(parts)
 
@@ -310,7 +318,7 @@ def decode_properties(data: bytes) -> dict[str, Any]:
     try:
         flags = int.from_bytes(data[:2], "big")
         at = 2
-        for name, flag in _PROPERTIES:
+        for name, flag, _ in _PROPERTIES:
             if not flags & flag:
                 continue
             if name == "headers":
@@ -354,14 +362,18 @@ def publication(
     mandatory: bool = True,
 ) -> bytes:
     """``basic.publish`` with its content. ``mandatory``: it comes back when no queue takes it. Raises Malformed."""
-    bits = b"\x01" if mandatory else b"\x00"
-    method = b"".join((b"\x00\x3c\x00\x28\x00\x00", encode_short(exchange), encode_short(routing_key), bits))
-    header = b"\x00\x3c\x00\x00" + _tag.pack(len(body)) + properties
-    if len(header) + _OVERHEAD > frame_max:
-        raise Malformed(f"the headers are {len(header):,} bytes; one frame of this server takes {frame_max:,}")
-    parts = [_frame(_METHOD, channel, method), _frame(_HEADER, channel, header)]
     room = frame_max - _OVERHEAD
-    parts += [_frame(_BODY, channel, body[start : start + room]) for start in range(0, len(body), room)]
+    size = len(properties) + _HEADER_HEAD
+    if size > room:
+        raise Malformed(f"the headers are {size:,} bytes; one frame of this server takes {frame_max:,}")
+    method = b"".join((_PUBLISH, encode_short(exchange), encode_short(routing_key), _OCTETS[mandatory]))
+    pack = _frame_head.pack
+    parts = [pack(_METHOD, channel, len(method)), method, _END]
+    parts += (pack(_HEADER, channel, size), b"\x00\x3c\x00\x00", _tag.pack(len(body)), properties, _END)
+    if 0 < len(body) <= room:
+        parts += (pack(_BODY, channel, len(body)), body, _END)
+    else:
+        parts += [_frame(_BODY, channel, body[start : start + room]) for start in range(0, len(body), room)]
     return b"".join(parts)
 
 
@@ -475,9 +487,7 @@ class FrameReader:
             if method == _DELIVER:
                 consumer_tag, at = _short(payload, 4)
                 tag = _tag.unpack_from(payload, at)[0]
-                exchange, routing = _short(payload, at + 9)
-                routing_key, _ = _short(payload, routing)
-                message = Delivered(channel, consumer_tag, tag, payload[at + 8] == 1, exchange, routing_key)
+                message = Delivered(channel, consumer_tag, tag, payload[at + 8] == 1, *_route(payload, at + 9))
                 self._partial[channel] = (message, -1, [])
                 return None
             if method in (_ACK, _NACK):
@@ -485,15 +495,12 @@ class FrameReader:
                 return Confirmed(channel, tag, bool(payload[12] & 1), method == _ACK)
             if method == _GET_OK:
                 tag = _tag.unpack_from(payload, 4)[0]
-                exchange, routing = _short(payload, 13)
-                routing_key, _ = _short(payload, routing)
-                self._partial[channel] = (Delivered(channel, "", tag, payload[12] == 1, exchange, routing_key), -1, [])
+                message = Delivered(channel, "", tag, payload[12] == 1, *_route(payload, 13))
+                self._partial[channel] = (message, -1, [])
                 return None
             if method == _RETURN:
                 reason, at = _short(payload, 6)
-                exchange, routing = _short(payload, at)
-                routing_key, _ = _short(payload, routing)
-                self._partial[channel] = (Returned(channel, reason, exchange, routing_key), -1, [])
+                self._partial[channel] = (Returned(channel, reason, *_route(payload, at)), -1, [])
                 return None
             if method in _CLOSES:
                 code = int.from_bytes(payload[4:6], "big")
@@ -503,11 +510,11 @@ class FrameReader:
         return Method(channel, _unmarshal(channel, payload))
 
     def _header(self, channel: int, payload: bytes) -> Incoming | None:
-        if channel not in self._partial or len(payload) < 14:
+        if channel not in self._partial or len(payload) < _HEADER_HEAD + 2:
             raise Malformed("a content header without its method")
         message, _, parts = self._partial[channel]
         size = _tag.unpack_from(payload, 4)[0]
-        message.properties = payload[12:]
+        message.properties = payload[_HEADER_HEAD:]
         if size == 0:
             del self._partial[channel]
             return message
@@ -535,6 +542,12 @@ def _short(payload: bytes, at: int) -> tuple[str, int]:
     if end > len(payload):
         raise IndexError("a short string is longer than its frame")
     return payload[at + 1 : end].decode("utf-8", "surrogateescape"), end
+
+
+def _route(payload: bytes, at: int) -> tuple[str, str]:
+    """An exchange, and a routing key behind it."""
+    exchange, at = _short(payload, at)
+    return exchange, _short(payload, at)[0]
 
 
 def _unmarshal(channel: int, payload: bytes) -> Any:

@@ -92,6 +92,13 @@ class Channel:
         self.connection.write(frame)
         return reply
 
+    async def catch_up(self) -> None:
+        """Wait until the server has read what we wrote, and what it had delivered by then is here.
+
+        Its answer stands behind those deliveries. Consumers that come later have no prefetch by it.
+        """
+        await self.call(commands.Basic.Qos(prefetch_count=0))
+
     def check(self) -> None:
         """Raises what closed the channel."""
         if self.closed is not None:
@@ -229,7 +236,7 @@ class AmqpConnection(asyncio.Protocol):
         self.frame_max = min(tune.frame_max or _MOST_FRAME_MAX, _MOST_FRAME_MAX)
         self._reader.frame_max = self.frame_max
         self._heartbeat = min(heartbeat, tune.heartbeat or heartbeat)
-        agreed = round(self._heartbeat) if not self._heartbeat else max(1, round(self._heartbeat))
+        agreed = max(1, round(self._heartbeat)) if self._heartbeat else 0
         self._send(method_frame(commands.Connection.TuneOk(tune.channel_max, self.frame_max, agreed), 0))
         if self._heartbeat:
             self._heard = self._loop.time()

@@ -17,10 +17,6 @@ class IoThread:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
 
-    @property
-    def runs(self) -> bool:
-        return self._loop is not None
-
     def submit(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Start a coroutine over there; cancelling the future cancels it. Call it from an event loop."""
         if self._loop is None:

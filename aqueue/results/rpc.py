@@ -263,7 +263,7 @@ class RpcResults:
             async with asyncio.timeout(self._options.timeout):
                 for _ in range(_LOOKS):
                     there = await channel.call(commands.Queue.Declare(queue=self.reply_to, passive=True))
-                    await channel.call(commands.Basic.Qos(prefetch_count=0))  # answered behind what was delivered
+                    await channel.catch_up()
                     if not there.message_count:
                         return
                     await asyncio.sleep(_LOOK_AGAIN)

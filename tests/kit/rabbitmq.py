@@ -68,9 +68,10 @@ class RabbitServer:
         self.start()
 
     def start(self) -> None:
-        program = str(_server_program())
         with (self.folder / "console.log").open("ab") as log:
-            self._process = Process([program], env=self.env, stdout=log, stderr=log, cwd=self.folder)
+            self._process = Process(
+                [str(_tool("rabbitmq-server"))], env=self.env, stdout=log, stderr=log, cwd=self.folder
+            )
         wait_for(self.answers, f"rabbitmq-server on port {self.port} (see {self.folder})", 60)
 
     def answers(self) -> bool:
@@ -139,10 +140,6 @@ class RabbitServer:
             if b"Killed" in done.stdout or b"Cannot connect" in done.stdout + done.stderr:
                 return
             time.sleep(0.1)
-
-
-def _server_program() -> Path:
-    return _tool("rabbitmq-server")
 
 
 def _tool(name: str) -> Path:

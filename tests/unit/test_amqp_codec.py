@@ -526,5 +526,5 @@ def split(stream: bytes) -> list[bytes]:
 
 
 def test_every_property_has_a_flag_of_its_own() -> None:
-    flags = [flag for _, flag in amqp_codec._PROPERTIES]
+    flags = [flag for _, flag, _ in amqp_codec._PROPERTIES]
     assert len(set(flags)) == len(flags) == 14

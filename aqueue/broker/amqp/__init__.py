@@ -42,11 +42,11 @@ from aqueue.broker.amqp.consuming import LINGER, Claim, Consumption, Ticket
 from aqueue.broker.amqp.dead import letter
 from aqueue.broker.amqp.inspection import AmqpInspection
 from aqueue.broker.amqp.messages import LOST, ROOMY, pack, unpack
-from aqueue.broker.amqp.topology import DEAD, Topology, delayed_route
+from aqueue.broker.amqp.topology import Needed, Topology, delayed_route
 from aqueue.drivers.amqp_address import AmqpAddress
 from aqueue.drivers.amqp_codec import Delivered, Malformed
 from aqueue.drivers.amqp_connection import AmqpConnection, ChannelClosed, ConnectionLost
-from aqueue.drivers.amqp_publisher import Prepare, Publication, Publisher
+from aqueue.drivers.amqp_publisher import Publication, Publisher
 from aqueue.drivers.io_thread import IoThread
 from aqueue.errors import BrokerUnavailable, EnqueueFailed
 from aqueue.protocol import Message
@@ -120,19 +120,18 @@ class AmqpBroker:
 
     async def publish(self, messages: Sequence[Message]) -> None:
         publications: list[Publication] = []
-        routed: list[Message] = []
         positions: list[int] = []
         refused: dict[int, str] = {}
+        needed = Needed()
         for position, message in enumerate(messages):
             try:
-                publications.append(self._route(message))
-                routed.append(message)
+                publications.append(self._route(message, needed))
                 positions.append(position)
             except Malformed as error:
                 refused[position] = str(error)
         try:
             if publications:
-                await self._publish(publications, lambda connection: self._prepare(connection, routed))
+                await self._publish(publications, needed)
         except EnqueueFailed as error:
             if error.refused is None and not refused:
                 raise
@@ -141,43 +140,36 @@ class AmqpBroker:
         if refused:
             raise EnqueueFailed(f"not stored: {'; '.join(sorted(set(refused.values())))}", refused=refused)
 
-    async def _publish(self, publications: Sequence[Publication], prepare: Prepare) -> None:
+    async def _publish(self, publications: Sequence[Publication], needed: Needed) -> None:
         try:
-            await self._publisher.publish(publications, prepare)
+            await self._publisher.publish(publications, lambda connection: self._declare(connection, needed))
         except BrokerUnavailable:
             if self._topology is not None:  # what was deleted behind our back is made again by the next
                 self._topology.forget_all()
             raise
 
-    def _route(self, message: Message, **headers: int) -> Publication:
-        """Where a message goes. Raises Malformed."""
+    def _route(self, message: Message, needed: Needed, **headers: int) -> Publication:
+        """Where a message goes, and what must be there for that. Raises Malformed."""
         if message.exchange:
-            return pack(message, exchange=message.exchange, routing_key=message.routing_key, headers=headers)
-        if not self._is_delayed(message):
-            return pack(message, headers=headers)
-        exchange, routing_key = delayed_route(message.queue, message.delay)
-        return pack(message, exchange=exchange, routing_key=routing_key, headers=headers)
+            packed = pack(message, exchange=message.exchange, routing_key=message.routing_key, headers=headers)
+            needed.exchanges.add(message.exchange)
+        elif message.delay <= 0 or self._keeps_its_eta(message.queue):
+            packed = pack(message, headers=headers)
+            needed.queues.add(message.queue)
+        else:
+            exchange, routing_key = delayed_route(message.queue, message.delay)
+            packed = pack(message, exchange=exchange, routing_key=routing_key, headers=headers)
+            needed.delayed.add(message.queue)
+        return packed
 
-    def _is_delayed(self, message: Message) -> bool:
-        """Messages for an exchange, and for queues of Celery's, leave at once: their ETA is for the worker to keep."""
-        at_once = bool(message.exchange) or any(fnmatchcase(message.queue, glob) for glob in self._options.eta_queues)
-        return message.delay > 0 and not at_once
+    def _keeps_its_eta(self, queue: str) -> bool:
+        """Messages for queues of Celery's leave at once: their ETA is for the worker to keep."""
+        return any(fnmatchcase(queue, glob) for glob in self._options.eta_queues)
 
-    def _topology_of(self, connection: AmqpConnection) -> Topology:
+    async def _declare(self, connection: AmqpConnection, needed: Needed) -> None:
         if self._topology is None or self._topology.connection is not connection:
             self._topology = Topology(connection, self._options.queues, self._options.delayed_queue_type)
-        return self._topology
-
-    async def _prepare(self, connection: AmqpConnection, messages: Sequence[Message]) -> None:
-        topology = self._topology_of(connection)
-        for message in messages:
-            if message.exchange:
-                if not await topology.has_exchange(message.exchange):
-                    raise EnqueueFailed(f"unroutable: there is no exchange {message.exchange!r}")
-            elif self._is_delayed(message):
-                await topology.declare_delayed(message.queue)
-            else:
-                await topology.declare(message.queue)
+        await self._topology.declare_all(needed)
 
     # --- working ---
 
@@ -239,15 +231,7 @@ class AmqpBroker:
 
     async def _publish_again(self, publications: Sequence[Publication]) -> None:
         """Straight to queues that were there a moment ago."""
-
-        await self._publish(
-            publications, lambda connection: self._declare(connection, {one.routing_key for one in publications})
-        )
-
-    async def _declare(self, connection: AmqpConnection, queues: Collection[str]) -> None:
-        topology = self._topology_of(connection)
-        for name in queues:
-            await topology.declare(name)
+        await self._publish(publications, Needed(queues={one.routing_key for one in publications}))
 
     async def _hand_back(self, found: Sequence[Delivery]) -> None:
         await self._finish([], [delivery.receipt for delivery in found])
@@ -269,44 +253,35 @@ class AmqpBroker:
     async def _send(self, verdicts: Sequence[tuple[Delivery, Verdict]]) -> None:
         """Everything that verdicts put somewhere, confirmed. Raises BrokerUnavailable."""
         publications: list[Publication] = []
-        messages: list[Message] = []
+        needed = Needed()
         for delivery, verdict in verdicts:
             try:
-                sent, queued = self._sendings(delivery, verdict)
+                publications += self._sendings(delivery, verdict, needed)
             except Malformed as error:
                 bury = Bury("unsendable", f"what follows from it can't be sent: {error}")
-                sent, queued = self._sendings(delivery, bury)
-            publications += sent
-            messages += queued
-
-        async def prepare(connection: AmqpConnection) -> None:
-            await self._prepare(connection, messages)
-            if any(one.routing_key == DEAD for one in publications):
-                await self._topology_of(connection).declare_dead()
-
+                publications += self._sendings(delivery, bury, needed)
         if publications:
-            await self._publish(publications, prepare)
+            await self._publish(publications, needed)
 
-    def _sendings(self, delivery: Delivery, verdict: Verdict) -> tuple[Sequence[Publication], Sequence[Message]]:
-        """What a verdict sends, and which messages of it need a queue. Raises Malformed."""
+    def _sendings(self, delivery: Delivery, verdict: Verdict, needed: Needed) -> list[Publication]:
+        """What a verdict sends. Raises Malformed."""
         match verdict:
             case Ack(publish=follow_ups):
-                return [self._route(message) for message in follow_ups], follow_ups
+                return [self._route(message, needed) for message in follow_ups]
             case Bury():
-                came = self._unreadable.get(delivery.receipt, _NOTHING)
-                return [letter(delivery, verdict, self.holder, came)], ()
+                needed.dead = True
+                return [letter(delivery, verdict, self.holder, self._unreadable.get(delivery.receipt, _NOTHING))]
             case Release(delay=delay):
-                publication, message = self._again(delivery, delay)
-                return [publication], [message]
+                return [self._again(delivery, delay, needed)]
 
-    def _again(self, delivery: Delivery, delay: float) -> tuple[Publication, Message]:
+    def _again(self, delivery: Delivery, delay: float, needed: Needed) -> Publication:
         """The same message once more, with the losses it has met so far."""
         message = delivery.message
         assert isinstance(message, Message), "what can't be read is buried"
         later = msgspec.structs.replace(message, delay=delay)
         lost = delivery.deliveries - 1
-        plain = self._route(later)
-        return (self._route(later, **{LOST: lost}) if lost and len(plain.properties) <= ROOMY else plain), later
+        plain = self._route(later, needed)
+        return self._route(later, needed, **{LOST: lost}) if lost and len(plain.properties) <= ROOMY else plain
 
     async def _held(self, receipts: Sequence[str]) -> set[str]:
         if self._consumption is None:

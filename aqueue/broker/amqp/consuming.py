@@ -265,8 +265,7 @@ class Consumption:
         for _ in range(_LOOKS):
             asked = [channel.request(QueueDeclare(queue=name, passive=True)) for name in queues]
             ready = {name: (await answer).message_count for name, answer in zip(queues, asked, strict=True)}
-            # The counts overtake what is on its way to us; the answer to this does not.
-            await channel.call(commands.Basic.Qos(prefetch_count=1))
+            await channel.catch_up()  # the counts overtake what is on its way to us
             if len(self._waiting) >= limit or not any(self._would_come(name, ready[name]) for name in queues):
                 return
             await asyncio.sleep(_LOOK_AGAIN)

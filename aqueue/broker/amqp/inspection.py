@@ -6,7 +6,7 @@ nobody can tell is None. Letters are read by taking them all and letting go of t
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, NoReturn
 
@@ -14,7 +14,7 @@ from pamqp import commands
 
 from aqueue.broker import DeadLetter, QueueDepth, Recovered
 from aqueue.broker.amqp.dead import original_of, read_letter
-from aqueue.broker.amqp.topology import DEAD, NOT_FOUND
+from aqueue.broker.amqp.topology import DEAD, NOT_FOUND, Needed
 from aqueue.drivers.amqp_codec import Delivered, ack_frame
 from aqueue.drivers.amqp_connection import AmqpConnection, Channel, ChannelClosed, ConnectionLost
 from aqueue.drivers.amqp_methods import QueueDeclare, QueuePurge
@@ -31,9 +31,7 @@ _PATIENCE: Final = 60.0
 class AmqpInspection:
     """A `aqueue.broker.Inspection` of one virtual host."""
 
-    def __init__(
-        self, publisher: Publisher, declare: Callable[[AmqpConnection, Collection[str]], Awaitable[None]]
-    ) -> None:
+    def __init__(self, publisher: Publisher, declare: Callable[[AmqpConnection, Needed], Awaitable[None]]) -> None:
         self._publisher = publisher
         self._declare = declare
 
@@ -71,9 +69,9 @@ class AmqpInspection:
         async with self._asking(), self._letters() as (channel, found):
             chosen = [(one, letter) for one in found if (letter := read_letter(one)).id in ids]
             if chosen:
-                queues = {letter.message.queue for _, letter in chosen}
+                needed = Needed(queues={letter.message.queue for _, letter in chosen})
                 originals = [original_of(letter, one) for one, letter in chosen]
-                await self._publisher.publish(originals, lambda connection: self._declare(connection, queues))
+                await self._publisher.publish(originals, lambda connection: self._declare(connection, needed))
             await _acknowledge(channel, [one for one, _ in chosen])
         return len(chosen)
 
@@ -136,4 +134,4 @@ class AmqpInspection:
 async def _acknowledge(channel: Channel, letters: Sequence[Delivered]) -> None:
     if letters:
         channel.connection.write_all([ack_frame(channel.number, one.tag, False) for one in letters])
-        await channel.call(commands.Basic.Qos(prefetch_count=0))  # answered when the acks have been read
+        await channel.catch_up()

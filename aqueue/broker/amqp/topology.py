@@ -15,11 +15,13 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
+import msgspec
 from pamqp import commands
 
 from aqueue.broker import Queue
 from aqueue.drivers.amqp_connection import AmqpConnection, Channel, ChannelClosed
 from aqueue.drivers.amqp_methods import ExchangeDeclare, QueueBind, QueueDeclare
+from aqueue.errors import EnqueueFailed
 
 logger = logging.getLogger("aqueue.broker")
 
@@ -57,6 +59,17 @@ def arguments_of(queues: Mapping[str, Queue], name: str) -> Queue:
     return found if found is not None else Queue()
 
 
+class Needed(msgspec.Struct):
+    """What must be there before messages are sent."""
+
+    #: Of somebody else: they are not made.
+    exchanges: set[str] = msgspec.field(default_factory=set[str])
+    queues: set[str] = msgspec.field(default_factory=set[str])
+    #: Queues at the end of the ladder.
+    delayed: set[str] = msgspec.field(default_factory=set[str])
+    dead: bool = False
+
+
 class Topology:
     """What one connection has declared."""
 
@@ -71,16 +84,24 @@ class Topology:
         self._delayed: set[tuple[str, str]] = set()
         self._ladder = False
 
+    async def declare_all(self, needed: Needed) -> None:
+        """Raises EnqueueFailed for an exchange that is not there, ChannelClosed, ConnectionLost."""
+        for name in needed.exchanges:
+            if not await self._has_exchange(name):
+                raise EnqueueFailed(f"unroutable: there is no exchange {name!r}")
+        for name in needed.queues:
+            await self.declare(name)
+        for name in needed.delayed:
+            await self._end_ladder_at(name, name)
+        if needed.dead:
+            await self._declare_dead()
+
     async def declare(self, name: str) -> None:
         """Have a queue, its exchange and its binding. Raises ChannelClosed, ConnectionLost."""
         if name in self._declared:
             return
         async with self._lock:
             await self._declare(name)
-
-    async def declare_delayed(self, name: str) -> None:
-        """Have the ladder of delays, and its end bound to a queue."""
-        await self._end_ladder_at(name, name)
 
     async def declare_arrival(self, name: str) -> None:
         """Have the ladder end at a queue to which Celery clients send by it: section 3.7 says which these are.
@@ -100,6 +121,7 @@ class Topology:
             self._delayed.add((name, key))
 
     async def _end_ladder_at(self, name: str, key: str) -> None:
+        """Have the ladder of delays, and its end bound to a queue."""
         if (name, key) in self._delayed:
             return
         async with self._lock:
@@ -110,13 +132,13 @@ class Topology:
             await self._call(QueueBind(queue=name, exchange=_ARRIVAL, routing_key=_end_of_ladder(key)))
             self._delayed.add((name, key))
 
-    async def declare_dead(self) -> None:
+    async def _declare_dead(self) -> None:
         async with self._lock:
             if DEAD not in self._declared and not await self._has_queue(DEAD):
                 await self._call(QueueDeclare(queue=DEAD, durable=True))
             self._declared.add(DEAD)
 
-    async def has_exchange(self, name: str) -> bool:
+    async def _has_exchange(self, name: str) -> bool:
         async with self._lock:
             return await self._exists(ExchangeDeclare(exchange=name, passive=True))
 
