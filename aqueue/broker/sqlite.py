@@ -10,8 +10,8 @@ import asyncio
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Generator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import TracebackType
@@ -31,7 +31,7 @@ from aqueue.broker import (
 )
 from aqueue.broker.sqlite_inspection import SqliteInspection, message_of
 from aqueue.drivers.sqlite_file import SqliteFile, drop_ended, path_of, put_if_absent, put_records
-from aqueue.errors import AQueueError, BrokerUnavailable, EnqueueFailed
+from aqueue.errors import AQueueError, Border, BrokerUnavailable, EnqueueFailed
 from aqueue.protocol import Message, Record
 from aqueue.serialization import dumps_headers
 from aqueue.url import Url
@@ -312,10 +312,5 @@ def _bury(connection: sqlite3.Connection, delivery: Delivery, verdict: Bury, hol
     )
 
 
-@contextmanager
-def _raising(kind: type[AQueueError]) -> Generator[None]:
-    """The border: sqlite3's errors become ``kind``."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise kind(f"SQLite: {error}") from None
+def _raising(kind: type[AQueueError]) -> Border:
+    return Border(kind, sqlite3.Error, prefix="SQLite: ")

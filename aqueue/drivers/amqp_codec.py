@@ -161,6 +161,10 @@ def _encode_time(value: datetime) -> bytes:
     return b"T" + _tag.pack(max(0, int(aware.timestamp())))
 
 
+def _encode_octet(value: int) -> bytes:
+    return _OCTETS[value]
+
+
 _ENCODERS: Final[dict[type, Callable[[Any], bytes]]] = {
     str: _encode_str,
     type(None): lambda _: b"V",
@@ -285,8 +289,8 @@ _PROPERTIES: Final[tuple[tuple[str, int, Callable[[Any], bytes]], ...]] = (
     ("content_type", 0x8000, encode_short),
     ("content_encoding", 0x4000, encode_short),
     ("headers", 0x2000, encode_table),
-    ("delivery_mode", 0x1000, _OCTETS.__getitem__),
-    ("priority", 0x0800, _OCTETS.__getitem__),
+    ("delivery_mode", 0x1000, _encode_octet),
+    ("priority", 0x0800, _encode_octet),
     ("correlation_id", 0x0400, encode_short),
     ("reply_to", 0x0200, encode_short),
     ("expiration", 0x0100, encode_short),

@@ -92,7 +92,9 @@ class Publisher:
         written = False
         try:
             async with asyncio.timeout(self._timeout):
-                channel = await self._open()
+                channel = self._channel
+                if channel is None or channel.closed is not None:
+                    channel = await self._open()
                 await self._await_unblocked(channel.connection)  # which would not even hear what is declared
                 await prepare(channel.connection)
                 await self._await_unblocked(channel.connection)

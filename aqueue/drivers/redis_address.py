@@ -4,8 +4,9 @@ One `RedisAddress` serves both kinds of connection that aqueue opens, asyncio an
 set here: drivers have changed theirs between versions.
 """
 
+import asyncio
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 from urllib.parse import SplitResult, unquote
@@ -27,16 +28,23 @@ _CERT_REQS: Final = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "requ
 # The driver's own types are incomplete; what is used of it is said here.
 
 
-class LoopConnection(Protocol):
-    """A connection of the driver's, for asyncio."""
+class LoopConnection:
+    """A connection of the driver's, for asyncio: it connects and logs in."""
 
-    async def connect(self) -> None: ...
+    def __init__(self, made: Any) -> None:
+        self._made = made
 
-    async def disconnect(self, nowait: bool = False) -> None: ...
+    async def connect(self) -> None:
+        """Raises redis' errors, OSError."""
+        await self._made.connect()
 
-    async def send_packed_command(self, command: Iterable[bytes], check_health: bool = True) -> None: ...
+    def transport(self) -> asyncio.Transport:
+        """What carries its bytes. To be taken over when it is connected; the driver waits for nothing then."""
+        transport: asyncio.Transport = self._made._writer.transport  # noqa: SLF001 - there is no other way to it
+        return transport
 
-    async def read_response(self, *, push_request: bool) -> Any: ...
+    async def disconnect(self) -> None:
+        await self._made.disconnect(nowait=True)
 
 
 class ThreadConnection(Protocol):
@@ -53,8 +61,8 @@ _Loop: Final[Any] = for_loop
 _Thread: Final[Any] = for_thread
 _LoopSentinel: Final[Any] = redis.asyncio.sentinel.Sentinel
 _ThreadSentinel: Final[Any] = redis.sentinel.Sentinel
-#: To be derived from: what a connection reads replies with.
-LoopParser: Final[Any] = for_loop.DefaultParser
+#: Of an error reply's text: redis' exception for it.
+error_of_reply: Final[Callable[[str], Exception]] = _Loop.DefaultParser.parse_error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +112,7 @@ class RedisAddress:
             for name in ("host", "port", "path", "db", "sentinels", "master_name")
         )
 
-    async def loop_connection(self, parser: type[Any]) -> LoopConnection:
+    async def loop_connection(self) -> LoopConnection:
         """A connection for asyncio, not yet connected; asks the Sentinels where the master is."""
         where = self._where
         if self.sentinels:
@@ -114,9 +122,7 @@ class RedisAddress:
             finally:
                 for sentinel in asking.sentinels:
                     await sentinel.aclose()
-        options = self._options(None)
-        made: LoopConnection = self._kind(_Loop)(**where, **options, protocol=3, parser_class=parser)
-        return made
+        return LoopConnection(self._kind(_Loop)(**where, **self._options(None), protocol=3))
 
     def thread_connection(self, timeout: float) -> ThreadConnection:
         """A blocking connection for use in one thread; every reply is due within ``timeout`` seconds."""

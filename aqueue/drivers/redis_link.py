@@ -4,24 +4,31 @@ Commands are pipelined: callers write as they come, replies are handed out in or
 pushes (pub/sub messages, key invalidations) goes to whoever asked for it. So a caller that is cancelled
 can't leave a reply behind for the next one, and a batch of sends costs one round trip.
 
-The link is owned here, not by the driver: any error on it, or a reply that is late, ends it for every
-caller at once. The next command opens a new one. Nothing is sent twice.
+The driver connects and logs in; from then on the link is ours, and its bytes go straight to hiredis. Any error on
+it, or a reply that is late, ends it for every caller at once. The next command opens a new one. Nothing is sent
+twice.
 """
 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from hashlib import sha1
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import hiredis
-from redis.exceptions import AuthenticationError, NoScriptError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    InvalidResponse,
+    NoScriptError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 
 from aqueue.backoff import pause
-from aqueue.drivers.redis_address import LoopConnection, LoopParser, RedisAddress
-from aqueue.errors import AQueueError
+from aqueue.drivers.redis_address import LoopConnection, RedisAddress, error_of_reply
+from aqueue.errors import AQueueError, Border
 
 logger = logging.getLogger("aqueue.redis")
 
@@ -29,6 +36,10 @@ _hiredis: Final[Any] = hiredis
 
 Value = str | bytes | int | float
 PushHandler = Callable[[list[Any]], None]
+
+#: Seconds for a late reply that is here already, on a loop that was too busy to read it.
+_GRACE: Final = 0.05
+_INCOMPLETE: Final = object()
 
 
 class LinkLost(Exception):
@@ -39,13 +50,9 @@ class LinkLost(Exception):
         self.sent = sent
 
 
-@contextmanager
-def raising(error: type[AQueueError]) -> Generator[None]:
+def raising(error: type[AQueueError]) -> Border:
     """The border to the rest of aqueue: a lost link and redis' own errors become ``error``."""
-    try:
-        yield
-    except (LinkLost, RedisError) as found:
-        raise error(str(found)) from None
+    return Border(error, LinkLost, RedisError)
 
 
 def look_away(reply: "asyncio.Future[Any]") -> None:
@@ -62,24 +69,16 @@ class Script:
         self.digest = sha1(source.encode(), usedforsecurity=False).hexdigest()
 
 
-class _Push(list[Any]):
-    """Something the server said without being asked."""
-
-
-class _Parser(LoopParser):  # type: ignore[misc]
-    async def handle_push_response(self, response: list[Any], **kwargs: Any) -> _Push:
-        return _Push(response)
-
-
 class _Pending:
-    """A command without its reply. ``sent`` once it was handed to the socket."""
+    """A command that the server has not answered."""
 
-    __slots__ = ("packed", "reply", "sent")
+    __slots__ = ("due", "name", "reply")
 
-    def __init__(self, packed: bytes, reply: asyncio.Future[Any]) -> None:
-        self.packed = packed
+    def __init__(self, name: Value, reply: asyncio.Future[Any], due: float) -> None:
+        self.name = name
         self.reply = reply
-        self.sent = False
+        #: By the loop's clock.
+        self.due = due
 
 
 class RedisLink:
@@ -95,16 +94,17 @@ class RedisLink:
         self.on_open: list[Callable[[], None]] = []
         #: Called when the link is lost, so that whoever waits for news can ask again.
         self.on_lost: list[Callable[[], None]] = []
-        self._connection: LoopConnection | None = None
+        self._session: _Session | None = None
         self._opening = asyncio.Lock()
         self._failures = 0
         self._failure = ""
-        self._outgoing: list[_Pending] = []
-        #: In the order of their commands, as Redis answers in that order. Holds what is outgoing, too.
+        #: In the order of their commands, as Redis answers in that order.
         self._pending: deque[_Pending] = deque()
-        self._wake_writer = asyncio.Event()
+        #: Looks after the first of them.
+        self._watching: asyncio.TimerHandle | None = None
         self._push_handlers: dict[bytes, PushHandler] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        #: Connections that are being closed.
+        self._closing: set[asyncio.Task[None]] = set()
 
     def on_push(self, kind: str, handler: PushHandler) -> None:
         """Have ``handler`` told what the server pushes of one kind: ``message``, ``invalidate``."""
@@ -112,42 +112,39 @@ class RedisLink:
 
     @property
     def is_up(self) -> bool:
-        return self._connection is not None
+        return self._session is not None
 
     async def ready(self) -> None:
         """Return when the link is up. Raises LinkLost."""
+        if self._session is not None:
+            return
         try:
             async with asyncio.timeout(self.timeout):
                 await self._open()
         except TimeoutError:
-            self._timed_out("CONNECT")
+            why = f": {self._failure}" if self._failure else ""
+            text = f"no connection to {self.address.shown} within {self.timeout:g} s{why}"
+            raise LinkLost(text, sent=False) from None
 
     async def call(self, *command: Value) -> Any:
         """Send a command and return its reply.
 
         Raises LinkLost when there is no link or no reply in time, redis' ResponseError for an error reply.
         """
+        due = asyncio.get_running_loop().time() + self.timeout
         packed = _pack(command)
-        try:
-            async with asyncio.timeout(self.timeout):
-                if self._connection is None:
-                    await self._open()
-                return await self._submit(packed)
-        except TimeoutError:
-            self._timed_out(command[0])
+        if self._session is None:
+            await self.ready()
+        return await self._submit(packed, command[0], due)
 
     async def call_all(self, commands: Sequence[tuple[Value, ...]]) -> list[Any]:
         """Send commands in one go and return their replies; like `call`."""
-        if not commands:
-            return []
+        due = asyncio.get_running_loop().time() + self.timeout
         packed = [_pack(command) for command in commands]
-        try:
-            async with asyncio.timeout(self.timeout):
-                if self._connection is None:
-                    await self._open()
-                return await asyncio.gather(*map(self._submit, packed))
-        except TimeoutError:
-            self._timed_out(commands[0][0])
+        if self._session is None:
+            await self.ready()
+        names = [command[0] for command in commands]
+        return await asyncio.gather(*[self._submit(*one, due) for one in zip(packed, names, strict=True)])
 
     async def run(self, script: Script, keys: Sequence[Value], args: Sequence[Value] = ()) -> Any:
         """Run a script; like `call`. Survives ``SCRIPT FLUSH`` and a restart of the server."""
@@ -159,21 +156,21 @@ class RedisLink:
 
     def send(self, *command: Value) -> asyncio.Future[Any]:
         """Send a command on a link that is up, without waiting; its reply is in the future."""
-        if self._connection is None:
+        if self._session is None:
             raise LinkLost(f"not connected to {self.address.shown}", sent=False)
-        return self._submit(_pack(command))
+        return self._submit(_pack(command), command[0], asyncio.get_running_loop().time() + self.timeout)
 
     async def close(self) -> None:
         """End the link. Commands still under way fail with LinkLost. Never raises, never hangs."""
         self._lose("the link was closed")
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=1.0)
+        if self._closing:
+            await asyncio.wait(self._closing, timeout=1.0)
 
     # --- opening ---
 
     async def _open(self) -> None:
         async with self._opening:
-            while self._connection is None:
+            while self._session is None:
                 if self._failures:
                     await asyncio.sleep(pause(self._failures))
                 await self._try_to_open()
@@ -181,7 +178,7 @@ class RedisLink:
     async def _try_to_open(self) -> None:
         connection = None
         try:
-            connection = await self.address.loop_connection(_Parser)
+            connection = await self.address.loop_connection()
             await connection.connect()
         except BaseException as error:
             if connection is not None:
@@ -190,7 +187,7 @@ class RedisLink:
                 raise
             self._failed(error)
         else:
-            self._opened(connection)
+            self._opened(_Session(connection, self._received, self._ended))
 
     def _failed(self, error: Exception) -> None:
         """Try again later, unless the server is there and refuses us."""
@@ -201,89 +198,71 @@ class RedisLink:
         if self._failures == 1:
             logger.warning("no connection to %s: %s; trying again", self.address.shown, error)
 
-    def _opened(self, connection: LoopConnection) -> None:
+    def _opened(self, session: "_Session") -> None:
         if self._failures:
             logger.info("connected to %s again", self.address.shown)
         self._failures = 0
-        self._connection = connection
-        self._start(self._read(connection))
-        self._start(self._write(connection))
+        self._session = session
         for callback in self.on_open:
             callback()
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     # --- losing ---
 
-    def _timed_out(self, command: Value) -> NoReturn:
-        if self._connection is None:
-            why = f": {self._failure}" if self._failure else ""
-            raise LinkLost(f"no connection to {self.address.shown} within {self.timeout:g} s{why}", sent=False)
-        reason = f"{self.address.shown} did not answer {command!s} in time"
-        self._lose(reason)
-        raise LinkLost(reason, sent=True)
-
-    def _lose(self, reason: str) -> None:
-        """End the connection; every command without a reply fails."""
-        connection, self._connection = self._connection, None
-        if connection is None:
+    def _watch(self, late: _Pending | None = None) -> None:
+        """End the link when a reply is late, and was so a moment ago."""
+        self._watching = None
+        if not self._pending:
             return
-        for task in self._tasks:
-            task.cancel()
-        self._start(_disconnect(connection))
-        pending, self._pending, self._outgoing = self._pending, deque(), []
-        for one in pending:
-            if not one.reply.done():
-                one.reply.set_exception(LinkLost(reason, sent=one.sent))
-        for callback in self.on_lost:
-            callback()
+        loop = asyncio.get_running_loop()
+        first = self._pending[0]
+        if first is late:
+            self._lose(f"{self.address.shown} did not answer {first.name!s} in time")
+        elif first.due <= loop.time():
+            self._watching = loop.call_later(_GRACE, self._watch, first)
+        else:
+            self._watching = loop.call_at(first.due, self._watch)
 
-    # --- reading and writing ---
-
-    def _submit(self, packed: bytes) -> asyncio.Future[Any]:
-        pending = _Pending(packed, asyncio.get_running_loop().create_future())
-        self._pending.append(pending)
-        self._outgoing.append(pending)
-        self._wake_writer.set()
-        return pending.reply
-
-    async def _write(self, connection: LoopConnection) -> None:
-        try:
-            while True:
-                await self._wake_writer.wait()
-                self._wake_writer.clear()
-                batch, self._outgoing = self._outgoing, []
-                for one in batch:
-                    one.sent = True
-                await connection.send_packed_command([one.packed for one in batch], check_health=False)
-        except (RedisError, OSError) as error:
-            self._lose_this(connection, error)
-
-    async def _read(self, connection: LoopConnection) -> None:
-        try:
-            while True:
-                try:
-                    reply = await connection.read_response(push_request=True)
-                except ResponseError as error:
-                    reply = error
-                self._deliver(reply)
-        except (RedisError, OSError, asyncio.IncompleteReadError) as error:
-            self._lose_this(connection, error)
-        except Exception as error:
-            logger.exception("a handler failed on what %s sent; the link is rebuilt", self.address.shown)
-            self._lose_this(connection, error)
-
-    def _lose_this(self, connection: LoopConnection, error: Exception) -> None:
-        if connection is self._connection:
-            reason = f"lost the connection to {self.address.shown}: {error}"
+    def _ended(self, session: "_Session", reason: str) -> None:
+        """A connection broke; ours, unless we gave it up before."""
+        if session is self._session:
+            reason = f"lost the connection to {self.address.shown}: {reason}"
             logger.warning("%s", reason)
             self._lose(reason)
 
-    def _deliver(self, reply: Any) -> None:
-        if type(reply) is _Push and reply[0] not in _SUBSCRIPTION_REPLIES:
+    def _lose(self, reason: str) -> None:
+        """End the connection; every command without a reply fails."""
+        session, self._session = self._session, None
+        if session is None:
+            return
+        session.over = True
+        if self._watching is not None:
+            self._watching.cancel()
+            self._watching = None
+        closing = asyncio.create_task(_disconnect(session.connection))
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
+        pending, self._pending = self._pending, deque()
+        for one in pending:
+            if not one.reply.done():
+                one.reply.set_exception(LinkLost(reason, sent=True))
+        for callback in self.on_lost:
+            callback()
+
+    # --- commands and replies ---
+
+    def _submit(self, packed: bytes, name: Value, due: float) -> asyncio.Future[Any]:
+        assert self._session is not None, "looked after by the caller"
+        loop = asyncio.get_running_loop()
+        reply: asyncio.Future[Any] = loop.create_future()
+        self._pending.append(_Pending(name, reply, due))
+        if self._watching is None:
+            self._watching = loop.call_at(due, self._watch)
+        self._session.transport.write(packed)
+        return reply
+
+    def _received(self, reply: Any) -> None:
+        """What the server said next: an answer to the first of the pending commands, or a push."""
+        if type(reply) is _PushNotification and reply[0] not in _SUBSCRIPTION_REPLIES:
             handler = self._push_handlers.get(reply[0])
             if handler is not None:
                 handler(reply)
@@ -291,12 +270,49 @@ class RedisLink:
         pending = self._pending.popleft()
         if pending.reply.done():
             return  # nobody waits for it any more
-        if isinstance(reply, ResponseError):
-            pending.reply.set_exception(reply)
-            if isinstance(reply, ReadOnlyError):  # a demoted master: ask again who is in charge
-                self._lose(f"{self.address.shown} became read-only")
-        else:
+        if not isinstance(reply, RedisError):
             pending.reply.set_result(reply)
+            return
+        pending.reply.set_exception(reply)
+        if isinstance(reply, ReadOnlyError):  # a demoted master: ask again who is in charge
+            self._lose(f"{self.address.shown} became read-only")
+        elif not isinstance(reply, ResponseError):  # of the connection, not of the command
+            raise reply
+
+
+class _Session(asyncio.Protocol):
+    """The life of one connection that the driver has made: what comes over it goes to ``received``, its end to
+    ``ended``.
+    """
+
+    def __init__(
+        self,
+        connection: LoopConnection,
+        received: Callable[[Any], None],
+        ended: Callable[["_Session", str], None],
+    ) -> None:
+        self.connection = connection
+        #: Given up: what still comes is for nobody.
+        self.over = False
+        self.transport = connection.transport()
+        self._received = received
+        self._ended = ended
+        self._reader = _Reader(protocolError=InvalidResponse, replyError=error_of_reply, notEnoughData=_INCOMPLETE)
+        self.transport.set_protocol(self)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._reader.feed(data)
+            while not self.over and (reply := self._reader.gets()) is not _INCOMPLETE:
+                self._received(reply)
+        except RedisError as error:
+            self._ended(self, str(error))
+        except Exception:
+            logger.exception("a handler failed on what Redis sent; the link is rebuilt")
+            self._ended(self, "an error in the handling of what it sent")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._ended(self, str(exc or "the server closed it"))
 
 
 #: Pushes that answer a command, in its place in the order of replies.
@@ -304,10 +320,12 @@ _SUBSCRIPTION_REPLIES: Final = (b"subscribe", b"unsubscribe", b"psubscribe", b"p
 
 
 _pack: Final[Callable[[tuple[Value, ...]], bytes]] = _hiredis.pack_command
+_Reader: Final[Any] = _hiredis.Reader
+_PushNotification: Final[Any] = _hiredis.PushNotification
 
 
 async def _disconnect(connection: LoopConnection) -> None:
     try:
-        await connection.disconnect(nowait=True)
+        await connection.disconnect()
     except (RedisError, OSError) as error:
         logger.debug("closing a broken connection: %s", error)

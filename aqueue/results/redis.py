@@ -6,8 +6,8 @@ time to time, as pub/sub forgets what nobody heard.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -20,6 +20,9 @@ from aqueue.results import Documents, Result, StoreFactory, StoreOptions
 from aqueue.results.keys import task_prefix
 from aqueue.url import Url
 
+#: Subscriptions that nobody needs any more end together: at so many, or after so many seconds.
+_MOST_UNHEARD: Final = 100
+_UNHEARD_FOR: Final = 1.0
 #: Seconds after which a waiter reads the key again, whatever was or was not published.
 _READ_AGAIN: Final = 10.0
 
@@ -37,9 +40,13 @@ class RedisResults:
         self._link = RedisLink(address, options.timeout)
         self._link.on_push("message", self._published)
         self._link.on_open.append(self._listen_again)
-        self._link.on_lost.append(self._read_again)
-        #: Who waits for news of which key; a key is subscribed while somebody does.
+        self._link.on_lost.append(self._forget_subscriptions)
+        #: Who waits for news of which key.
         self._listeners: dict[str, set[_News]] = {}
+        #: Holds every key of the listeners while the link is up, and some that nobody waits for any more.
+        self._subscribed: set[str] = set()
+        self._unheard: list[str] = []
+        self._unsubscribing: asyncio.TimerHandle | None = None
 
     @classmethod
     def factory(cls, url: Url) -> StoreFactory:
@@ -52,6 +59,7 @@ class RedisResults:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._forget_subscriptions()
         await self._link.close()
 
     @property
@@ -98,7 +106,12 @@ class RedisResults:
     async def _wait(self, task_id: str, key: str, wait: float) -> Result | None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait
-        async with self._listening(key) as news:
+        await self._link.ready()
+        self._subscribe(key)
+        news = _News()
+        listeners = self._listeners.setdefault(key, set())
+        listeners.add(news)
+        try:
             while True:
                 data = news.take() or await self._link.call("GET", key)
                 result = self._decode(task_id, data)
@@ -108,25 +121,46 @@ class RedisResults:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(min(left, _READ_AGAIN)):
                         await news.arrived.wait()
-
-    @asynccontextmanager
-    async def _listening(self, key: str) -> "AsyncGenerator[_News]":
-        await self._link.ready()
-        listeners = self._listeners.setdefault(key, set())
-        if not listeners:
-            self._link.send("SUBSCRIBE", key).add_done_callback(look_away)
-        news = _News()
-        listeners.add(news)
-        try:
-            yield news
         finally:
             listeners.discard(news)
-            if not listeners and self._listeners.pop(key, None) is not None and self._link.is_up:
-                self._link.send("UNSUBSCRIBE", key).add_done_callback(look_away)
+            if not listeners and self._listeners.pop(key, None) is not None:
+                self._unsubscribe_later(key)
+
+    def _subscribe(self, key: str) -> None:
+        if key not in self._subscribed:
+            self._subscribed.add(key)
+            self._link.send("SUBSCRIBE", key).add_done_callback(look_away)
+
+    def _unsubscribe_later(self, key: str) -> None:
+        self._unheard.append(key)
+        if len(self._unheard) >= _MOST_UNHEARD:
+            self._unsubscribe()
+        elif self._unsubscribing is None:
+            self._unsubscribing = asyncio.get_running_loop().call_later(_UNHEARD_FOR, self._unsubscribe)
+
+    def _unsubscribe(self) -> None:
+        """End the subscriptions that nobody needs, if they have not ended with the link."""
+        unheard = [key for key in self._forget_unheard() if key in self._subscribed and key not in self._listeners]
+        for key in unheard:
+            self._subscribed.discard(key)
+            self._link.send("UNSUBSCRIBE", key).add_done_callback(look_away)
+
+    def _forget_unheard(self) -> list[str]:
+        if self._unsubscribing is not None:
+            self._unsubscribing.cancel()
+            self._unsubscribing = None
+        unheard, self._unheard = self._unheard, []
+        return unheard
 
     def _listen_again(self) -> None:
         for key in self._listeners:
-            self._link.send("SUBSCRIBE", key).add_done_callback(look_away)
+            self._subscribe(key)
+        self._read_again()
+
+    def _forget_subscriptions(self) -> None:
+        """They end with the link."""
+        self._forget_unheard()
+        self._subscribed.clear()
         self._read_again()
 
     def _read_again(self) -> None:

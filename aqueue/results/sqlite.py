@@ -4,20 +4,21 @@ import asyncio
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from aqueue.drivers.sqlite_file import SqliteFile, drop_ended, path_of, put_if_absent, put_records
-from aqueue.errors import AQueueError, BadMessage, StoreUnavailable
+from aqueue.errors import AQueueError, BadMessage, Border, StoreUnavailable
 from aqueue.protocol import Record
 from aqueue.results import Documents, Result, StoreFactory, StoreOptions
 from aqueue.url import Url
 
 #: Seconds after which a waiter looks by itself, in case a ring was lost with a killed process.
 _LOOK_AGAIN: Final = 5.0
+_BORDER: Final = Border(StoreUnavailable, sqlite3.Error, prefix="SQLite: ")
 
 
 class SqliteResults:
@@ -66,7 +67,7 @@ class SqliteResults:
             put_records(connection, records, self._documents.says_success)
             drop_ended(connection)
 
-        with _raising():
+        with _BORDER:
             await self._file.run(write, bell=self._file.results_bell)
 
     async def announce(self, records: Sequence[Record]) -> None:
@@ -74,7 +75,7 @@ class SqliteResults:
             for record in records:
                 put_if_absent(connection, record)
 
-        with _raising():
+        with _BORDER:
             await self._file.run(write)
 
     async def get(self, task_id: str, wait: float = 0.0) -> Result | None:
@@ -123,7 +124,7 @@ class SqliteResults:
                     told.set_result(news[task_id])
 
     async def _read(self, task_ids: Sequence[str]) -> dict[str, Result]:
-        with _raising():
+        with _BORDER:
             rows = await self._file.run(
                 lambda connection: connection.execute(
                     "SELECT key, document FROM results"
@@ -134,13 +135,5 @@ class SqliteResults:
         return {key: self._documents.decode(key, document) for key, document in rows}
 
     async def forget(self, task_id: str) -> None:
-        with _raising():
+        with _BORDER:
             await self._file.run(lambda connection: connection.execute("DELETE FROM results WHERE key = ?", (task_id,)))
-
-
-@contextmanager
-def _raising() -> Generator[None]:
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise StoreUnavailable(f"SQLite: {error}") from None

@@ -18,9 +18,8 @@ verdicts that send            published, confirmed, then acknowledged: at worst 
 import asyncio
 import logging
 import time
-from collections.abc import Collection, Generator, Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import CancelledError as FutureCancelled
-from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from types import TracebackType
 from typing import Final, Self
@@ -38,7 +37,7 @@ from aqueue.broker import (
     or_hand_back,
     settling_order,
 )
-from aqueue.broker.amqp.consuming import LINGER, Claim, Consumption, Ticket
+from aqueue.broker.amqp.consuming import LINGER, Claim, Consumption, Order
 from aqueue.broker.amqp.dead import letter
 from aqueue.broker.amqp.inspection import AmqpInspection
 from aqueue.broker.amqp.messages import LOST, ROOMY, pack, unpack
@@ -48,7 +47,7 @@ from aqueue.drivers.amqp_codec import Delivered, Malformed
 from aqueue.drivers.amqp_connection import AmqpConnection, ChannelClosed, ConnectionLost
 from aqueue.drivers.amqp_publisher import Publication, Publisher
 from aqueue.drivers.io_thread import IoThread
-from aqueue.errors import BrokerUnavailable, EnqueueFailed
+from aqueue.errors import Border, BrokerUnavailable, EnqueueFailed
 from aqueue.protocol import Message
 from aqueue.url import Url
 
@@ -189,14 +188,13 @@ class AmqpBroker:
         if self._consumption is None:
             self._consumption = Consumption(self._address, self._options)
         consumption = self._consumption
-        ticket = Ticket()
-        with _raising():
-            claiming = self._io.submit(consumption.fetch(ticket, queues, limit, wait))
+        order = Order(queues, limit, wait)
+        self._io.post(consumption.serve, order)
+        with _BORDER:
             try:
-                return await asyncio.wrap_future(claiming)
+                return await order.reply.future
             except asyncio.CancelledError:
-                claiming.cancel()
-                await self._io.call(consumption.abandon, ticket)
+                await self._io.call(consumption.abandon, order)
                 raise
             finally:
                 self._tidy_later()
@@ -291,7 +289,7 @@ class AmqpBroker:
     async def _finish(self, done: Sequence[str], released: Sequence[str]) -> set[str]:
         if self._consumption is None:
             return {*done, *released}
-        with _raising():
+        with _BORDER:
             return await self._io.call(self._consumption.settle, done, released)
 
     def extend(self, deliveries: Collection[Delivery]) -> Sequence[Delivery]:
@@ -338,6 +336,7 @@ class AmqpBroker:
         await self._io.call(consumption.settle, [claim.receipt for claim in claims], [])
 
 
+_BORDER: Final = Border(BrokerUnavailable, ConnectionLost, ChannelClosed, Malformed)
 _NOTHING: Final = Delivered(0, "", 0, False, "", "")
 
 
@@ -357,11 +356,3 @@ def _as_it_came(claim: Claim) -> Publication:
         return Publication("", claim.queue, claim.delivered.properties, claim.delivered.body, "")
     counted = unpacked.lost and len(claim.delivered.properties) <= ROOMY
     return pack(unpacked.message, headers={LOST: unpacked.lost} if counted else None)
-
-
-@contextmanager
-def _raising() -> Generator[None]:
-    try:
-        yield
-    except (ConnectionLost, ChannelClosed, Malformed) as error:
-        raise BrokerUnavailable(str(error)) from None

@@ -32,6 +32,7 @@ from aqueue.drivers.amqp_address import AmqpAddress
 from aqueue.drivers.amqp_codec import Delivered, ack_frame, requeue_frame
 from aqueue.drivers.amqp_connection import AmqpConnection, Channel, ConnectionLost
 from aqueue.drivers.amqp_methods import Consume, QueueDeclare
+from aqueue.drivers.io_thread import Reply
 
 logger = logging.getLogger("aqueue.broker")
 
@@ -56,15 +57,20 @@ class Claim(msgspec.Struct):
     delivered: Delivered
 
 
-class Ticket:
-    """What one fetch has claimed, for the case that nobody takes it."""
+class Order:
+    """What one fetch asks for, and what it has claimed."""
 
-    __slots__ = ("abandoned", "claims")
+    __slots__ = ("claims", "limit", "queues", "reply", "serving", "wait")
 
-    def __init__(self) -> None:
+    def __init__(self, queues: Sequence[str], limit: int, wait: float) -> None:
+        self.queues = queues
+        self.limit = limit
+        #: Seconds.
+        self.wait = wait
+        #: Fails with ConnectionLost, ChannelClosed, Malformed.
+        self.reply: Reply[list[Claim]] = Reply()
+        self.serving: asyncio.Task[None] | None = None
         self.claims: list[Claim] = []
-        #: Nobody waits for the fetch any more, which may not even have begun.
-        self.abandoned = False
 
 
 class _Consumer:
@@ -141,8 +147,19 @@ class Consumption:
 
     # --- claiming ---
 
-    async def fetch(self, ticket: Ticket, queues: Sequence[str], limit: int, wait: float) -> list[Claim]:
-        """Claim up to ``limit`` messages. Raises ConnectionLost, ChannelClosed."""
+    def serve(self, order: Order) -> None:
+        """Claim messages, and reply."""
+        order.serving = asyncio.get_running_loop().create_task(self._serve(order))
+
+    async def _serve(self, order: Order) -> None:
+        try:
+            order.reply.give(await self._claim(order))
+        except Exception as error:  # noqa: BLE001 - it is for the caller
+            order.reply.fail(error)
+
+    async def _claim(self, order: Order) -> list[Claim]:
+        """Raises ConnectionLost, ChannelClosed."""
+        queues, limit, wait = order.queues, order.limit, order.wait
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait
         self._asking.append(queues)
@@ -153,11 +170,10 @@ class Consumption:
                 opened = await self._order(queues, limit)
                 if opened or (wait <= 0 and not self._waiting):
                     await self._look(queues, limit)
-                found = [] if ticket.abandoned else self._take(queues, limit)
+                order.claims = self._take(queues, limit)
                 left = deadline - loop.time()
-                if found or left <= 0 or ticket.abandoned:
-                    ticket.claims = found
-                    return found
+                if order.claims or left <= 0:
+                    return order.claims
                 with suppress(TimeoutError):
                     async with asyncio.timeout(left):
                         await self._arrived.wait()
@@ -288,10 +304,11 @@ class Consumption:
         self._acknowledge([self._held.pop(receipt) for receipt in done if receipt not in refused])
         return refused
 
-    def abandon(self, ticket: Ticket) -> None:
+    def abandon(self, order: Order) -> None:
         """Nobody takes what a fetch has claimed, or is about to."""
-        ticket.abandoned = True
-        for claim in ticket.claims:
+        if order.serving is not None:
+            order.serving.cancel()
+        for claim in order.claims:
             entry = self._held.pop(claim.receipt, None)
             if entry is not None:
                 self._put_back(entry)

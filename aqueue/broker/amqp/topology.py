@@ -89,7 +89,7 @@ class Topology:
         for name in needed.exchanges:
             if not await self._has_exchange(name):
                 raise EnqueueFailed(f"unroutable: there is no exchange {name!r}")
-        for name in needed.queues:
+        for name in needed.queues - self._declared:
             await self.declare(name)
         for name in needed.delayed:
             await self._end_ladder_at(name, name)
