@@ -42,6 +42,7 @@ class Servers:
         """A broker for the running event loop. Raises ConfigurationError."""
         if isinstance(self._broker, Url) and self._broker_factory is None:
             self._broker_factory = brokers.from_url(self._broker)
+            _check_broadcasts(self._broker, self._settings)
         assert self._broker_factory is not None, "made above, or given"
         settings = self._settings
         return self._broker_factory(
@@ -70,6 +71,16 @@ class Servers:
                 timeout=settings.send_timeout,
                 limits=settings.limits,
             )
+        )
+
+
+def _check_broadcasts(broker: Url, settings: Settings) -> None:
+    """One process alone, as with memory://, is all workers there are."""
+    names = [name for name, queue in settings.queues.items() if queue.broadcast]
+    if names and broker.scheme not in (*RABBITMQ_SCHEMES, "memory"):
+        raise ConfigurationError(
+            f"queue {names[0]!r} is a broadcast, which only RabbitMQ can carry; {broker} would give each message to "
+            "one worker"
         )
 
 

@@ -16,6 +16,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
+from fnmatch import fnmatchcase
 from importlib import import_module
 from types import TracebackType
 from typing import Any, Final, Protocol, Self, TypeVar
@@ -115,12 +116,16 @@ class Queue(msgspec.Struct, frozen=True, kw_only=True):
     max_priority: int | None = None
     #: Further arguments, such as ``{"x-queue-type": "quorum", "x-delivery-limit": 10}``.
     arguments: Mapping[str, Any] = msgspec.field(default_factory=dict[str, Any])
+    #: Every worker that consumes it runs every message: Celery's ``Broadcast``, by a fanout exchange of this name.
+    broadcast: bool = False
 
     def __post_init__(self) -> None:
         if self.exchange_type not in ("direct", "topic", "fanout", "headers"):
             raise ConfigurationError(f"an exchange is direct, topic, fanout or headers; got {self.exchange_type!r}")
         if self.max_priority is not None and not 0 < self.max_priority <= MAX_PRIORITY_LEVELS:
             raise ConfigurationError(f"max_priority is 1 to {MAX_PRIORITY_LEVELS}, got {self.max_priority!r}")
+        if self.broadcast and (self.exchange_type != "direct" or self.routing_key is not None or self.is_quorum):
+            raise ConfigurationError("a broadcast has a fanout exchange and a classic queue of each worker's own")
 
     @property
     def all_arguments(self) -> Mapping[str, Any]:
@@ -137,6 +142,14 @@ class Queue(msgspec.Struct, frozen=True, kw_only=True):
 
 #: What RabbitMQ allows.
 MAX_PRIORITY_LEVELS: Final = 255
+
+
+def arguments_of(queues: Mapping[str, Queue], name: str) -> Queue:
+    """What the settings say of a queue: by its name, else by the first glob that fits."""
+    found = queues.get(name)
+    if found is None:
+        found = next((queue for glob, queue in queues.items() if fnmatchcase(name, glob)), None)
+    return found if found is not None else Queue()
 
 
 class BrokerOptions(msgspec.Struct, frozen=True, kw_only=True):

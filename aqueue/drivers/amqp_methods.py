@@ -20,6 +20,10 @@ class QueueBind(_AnyName, commands.Queue.Bind):
     """``queue.bind``"""
 
 
+class QueueDelete(_AnyName, commands.Queue.Delete):
+    """``queue.delete``"""
+
+
 class QueuePurge(_AnyName, commands.Queue.Purge):
     """``queue.purge``"""
 

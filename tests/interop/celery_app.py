@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from tests.interop import tasks
-from tests.interop.celery_names import Celery, Exchange, Queue
+from tests.interop.celery_names import Broadcast, Celery, Exchange, Queue
 
 
 def make(broker: str, results: str, *, queues: Mapping[str, Mapping[str, Any]] | None = None, **conf: Any) -> Any:
@@ -47,8 +47,11 @@ def queue(
     routing_key: str | None = None,
     max_priority: int | None = None,
     arguments: dict[str, Any] | None = None,
+    broadcast: bool = False,
 ) -> Any:
     """A queue as `aqueue.Queue` would have it."""
+    if broadcast:
+        return Broadcast(name)
     leads = Exchange(exchange or name, type=exchange_type)
     key = name if routing_key is None else routing_key
     return Queue(name, leads, routing_key=key, max_priority=max_priority, queue_arguments=arguments)

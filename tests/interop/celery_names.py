@@ -5,10 +5,12 @@ from typing import Any, Final
 
 _billiard: Final[Any] = import_module("billiard.exceptions")
 _celery: Final[Any] = import_module("celery")
+_broadcast: Final[Any] = import_module("kombu.common")
 _exceptions: Final[Any] = import_module("celery.exceptions")
 _kombu: Final[Any] = import_module("kombu")
 _results: Final[Any] = import_module("celery.result")
 
+Broadcast: Final = _broadcast.Broadcast
 Celery: Final = _celery.Celery
 MaxRetriesExceededError: Final = _exceptions.MaxRetriesExceededError
 NotRegistered: Final = _exceptions.NotRegistered

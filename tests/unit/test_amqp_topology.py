@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aqueue.broker import Queue
-from aqueue.broker.amqp.topology import LEVELS, LONGEST_DELAY, arguments_of, delayed_route
+from aqueue.broker import Queue, arguments_of
+from aqueue.broker.amqp.topology import LEVELS, LONGEST_DELAY, delayed_route
 from tests.unit.vectors import WIRE
 
 

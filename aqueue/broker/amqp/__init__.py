@@ -12,6 +12,7 @@ a delay                       Celery's ladder of queues, in whole seconds, never
 front of the queue            what a worker gives back waits with it; what it leaves at its end goes to the
                               back, uncounted, as the server would count what it takes back itself
 verdicts that send            published, confirmed, then acknowledged: at worst twice, never lost
+a broadcast                   a queue of each worker's own, `aqueue.broker.amqp.broadcast`
 ============================  =========================================================================
 """
 
@@ -37,6 +38,7 @@ from aqueue.broker import (
     or_hand_back,
     settling_order,
 )
+from aqueue.broker.amqp.broadcast import Broadcasts
 from aqueue.broker.amqp.consuming import LINGER, Claim, Consumption, Order
 from aqueue.broker.amqp.dead import letter
 from aqueue.broker.amqp.inspection import AmqpInspection
@@ -71,6 +73,7 @@ class AmqpBroker:
         self._publisher = Publisher(address, options.timeout)
         #: What is declared on the publisher's connection.
         self._topology: Topology | None = None
+        self._broadcasts = Broadcasts(options.queues)
         self._io = IoThread("aqueue-rabbitmq")
         self._consumption: Consumption | None = None
         #: What came, by receipt, for those that nobody can read: they are buried as they came.
@@ -152,6 +155,9 @@ class AmqpBroker:
         if message.exchange:
             packed = pack(message, exchange=message.exchange, routing_key=message.routing_key, headers=headers)
             needed.exchanges.add(message.exchange)
+        elif message.queue in self._broadcasts:  # its ETA is for each worker to keep
+            packed = pack(message, exchange=self._broadcasts.exchange_of(message.queue), headers=headers)
+            needed.broadcasts.add(message.queue)
         elif message.delay <= 0 or self._keeps_its_eta(message.queue):
             packed = pack(message, headers=headers)
             needed.queues.add(message.queue)
@@ -167,12 +173,14 @@ class AmqpBroker:
 
     async def _declare(self, connection: AmqpConnection, needed: Needed) -> None:
         if self._topology is None or self._topology.connection is not connection:
-            self._topology = Topology(connection, self._options.queues, self._options.delayed_queue_type)
+            queues, delayed_type = self._options.queues, self._options.delayed_queue_type
+            self._topology = Topology(connection, queues, self._broadcasts, delayed_type)
         await self._topology.declare_all(needed)
 
     # --- working ---
 
     async def fetch(self, queues: Sequence[str], limit: int, wait: float) -> Sequence[Delivery]:
+        queues = self._broadcasts.consumed(queues)
         deadline = time.monotonic() + wait
         while True:
             claims = await self._claim(queues, limit, max(0.0, deadline - time.monotonic()))
@@ -186,7 +194,7 @@ class AmqpBroker:
 
     async def _claim(self, queues: Sequence[str], limit: int, wait: float) -> list[Claim]:
         if self._consumption is None:
-            self._consumption = Consumption(self._address, self._options)
+            self._consumption = Consumption(self._address, self._options, self._broadcasts)
         consumption = self._consumption
         order = Order(queues, limit, wait)
         self._io.post(consumption.serve, order)

@@ -26,12 +26,13 @@ from pamqp import commands
 
 from aqueue.backoff import pause
 from aqueue.broker import BrokerOptions
+from aqueue.broker.amqp.broadcast import Broadcasts
 from aqueue.broker.amqp.messages import priority_of
 from aqueue.broker.amqp.topology import Topology
 from aqueue.drivers.amqp_address import AmqpAddress
 from aqueue.drivers.amqp_codec import Delivered, ack_frame, requeue_frame
-from aqueue.drivers.amqp_connection import AmqpConnection, Channel, ConnectionLost
-from aqueue.drivers.amqp_methods import Consume, QueueDeclare
+from aqueue.drivers.amqp_connection import AmqpConnection, Channel, ChannelClosed, ConnectionLost
+from aqueue.drivers.amqp_methods import Consume, QueueDeclare, QueueDelete
 from aqueue.drivers.io_thread import Reply
 
 logger = logging.getLogger("aqueue.broker")
@@ -108,9 +109,10 @@ class _Entry:
 class Consumption:
     """See the module's text. Everything here happens on the I/O thread's loop."""
 
-    def __init__(self, address: AmqpAddress, options: BrokerOptions) -> None:
+    def __init__(self, address: AmqpAddress, options: BrokerOptions, broadcasts: Broadcasts) -> None:
         self._address = address
         self._options = options
+        self._broadcasts = broadcasts
         #: Half-open links are found out within twice this time.
         self._heartbeat = max(1.0, options.lease / 3) if address.heartbeat is None else address.heartbeat
         self._opening = asyncio.Lock()
@@ -432,7 +434,8 @@ class Consumption:
         channel.on_delivery = self._delivered
         channel.on_cancel = self._cancelled
         channel.on_close = self._closed
-        self._topology = Topology(connection, self._options.queues, self._options.delayed_queue_type)
+        queues, delayed_type = self._options.queues, self._options.delayed_queue_type
+        self._topology = Topology(connection, queues, self._broadcasts, delayed_type)
         self._channel = channel
 
     def _closed(self, error: Exception) -> None:
@@ -450,7 +453,18 @@ class Consumption:
         if self._sweeping is not None:
             self._sweeping.cancel()
         if self._connection is not None:
+            await self._delete_our_own()
             await self._connection.close()
+
+    async def _delete_our_own(self) -> None:
+        """What is broadcast from now on is not for us. Never raises."""
+        channel = self._channel
+        if channel is None or channel.closed is not None:
+            return
+        with suppress(TimeoutError, ConnectionLost, ChannelClosed):
+            async with asyncio.timeout(1.0):
+                for name in self._broadcasts.ours():
+                    await channel.call(QueueDelete(queue=name))
 
     # --- told by the server ---
 

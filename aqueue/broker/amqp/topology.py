@@ -12,13 +12,13 @@ ladder by themselves and leave it to the workers to bind its end, so ours do so,
 import asyncio
 import logging
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from typing import Any, Final
 
 import msgspec
 from pamqp import commands
 
-from aqueue.broker import Queue
+from aqueue.broker import Queue, arguments_of
+from aqueue.broker.amqp.broadcast import EXPIRES, OWN, Broadcasts
 from aqueue.drivers.amqp_connection import AmqpConnection, Channel, ChannelClosed
 from aqueue.drivers.amqp_methods import ExchangeDeclare, QueueBind, QueueDeclare
 from aqueue.errors import EnqueueFailed
@@ -51,14 +51,6 @@ def _level(level: int) -> str:
     return f"celery_delayed_{level}"
 
 
-def arguments_of(queues: Mapping[str, Queue], name: str) -> Queue:
-    """What the settings say of a queue: by its name, else by the first glob that fits."""
-    found = queues.get(name)
-    if found is None:
-        found = next((queue for glob, queue in queues.items() if fnmatchcase(name, glob)), None)
-    return found if found is not None else Queue()
-
-
 class Needed(msgspec.Struct):
     """What must be there before messages are sent."""
 
@@ -67,15 +59,20 @@ class Needed(msgspec.Struct):
     queues: set[str] = msgspec.field(default_factory=set[str])
     #: Queues at the end of the ladder.
     delayed: set[str] = msgspec.field(default_factory=set[str])
+    #: Names of broadcasts, whose queues are for their workers to make.
+    broadcasts: set[str] = msgspec.field(default_factory=set[str])
     dead: bool = False
 
 
 class Topology:
     """What one connection has declared."""
 
-    def __init__(self, connection: AmqpConnection, queues: Mapping[str, Queue], delayed_type: str) -> None:
+    def __init__(
+        self, connection: AmqpConnection, queues: Mapping[str, Queue], broadcasts: Broadcasts, delayed_type: str
+    ) -> None:
         self.connection = connection
         self._queues = queues
+        self._broadcasts = broadcasts
         self._delayed_type = delayed_type
         self._channel: Channel | None = None
         self._lock = asyncio.Lock()
@@ -93,6 +90,10 @@ class Topology:
             await self.declare(name)
         for name in needed.delayed:
             await self._end_ladder_at(name, name)
+        for name in needed.broadcasts - self._declared:
+            async with self._lock:
+                await self._declare_exchange(self._broadcasts.exchange_of(name), "fanout")
+                self._declared.add(name)
         if needed.dead:
             await self._declare_dead()
 
@@ -109,7 +110,8 @@ class Topology:
         Without it what they send for later is lost when its time has come.
         """
         queue = arguments_of(self._queues, name)
-        if queue.exchange_type == "direct" or not any(one.is_quorum for one in self._queues.values()):
+        skipped = queue.exchange_type == "direct" or self._broadcasts.name_of(name) is not None
+        if skipped or not any(one.is_quorum for one in self._queues.values()):
             return
         key = queue.routing_key or name
         try:
@@ -154,13 +156,21 @@ class Topology:
         self._ladder = False
 
     async def _declare(self, name: str) -> None:
-        queue = arguments_of(self._queues, name)
+        broadcast = self._broadcasts.name_of(name)
+        queue = arguments_of(self._queues, broadcast or name)
         there = await self._has_queue(name)
         if not there:
-            await self._call(QueueDeclare(queue=name, durable=True, arguments=dict(queue.all_arguments)))
+            if name.startswith(OWN) and not broadcast:
+                raise EnqueueFailed(f"unroutable: queue {name!r} was one worker's own, and is gone with it")
+            arguments = {**({"x-expires": EXPIRES} if broadcast else {}), **queue.all_arguments}
+            await self._call(QueueDeclare(queue=name, durable=True, arguments=arguments))
             await self._bind_to_ladder_if_any(name)
         try:
-            await self._bind(name, queue)
+            if broadcast:
+                await self._bind(name, self._broadcasts.exchange_of(broadcast), "fanout", "")
+            elif not name.startswith(OWN):
+                key = name if queue.routing_key is None else queue.routing_key
+                await self._bind(name, queue.exchange or name, queue.exchange_type, key)
         except ChannelClosed as error:
             if not there or error.code != _REFUSED:
                 raise
@@ -173,13 +183,13 @@ class Topology:
         if len(key.encode()) <= 255 and await self._exists(ExchangeDeclare(exchange=_ARRIVAL, passive=True)):
             await self._call(QueueBind(queue=name, exchange=_ARRIVAL, routing_key=key))
 
-    async def _bind(self, name: str, queue: Queue) -> None:
-        exchange = queue.exchange or name
-        if not await self._exists(ExchangeDeclare(exchange=exchange, passive=True)):
-            made = ExchangeDeclare(exchange=exchange, exchange_type=queue.exchange_type, durable=True)
-            await self._call(made)
-        key = name if queue.routing_key is None else queue.routing_key
+    async def _bind(self, name: str, exchange: str, exchange_type: str, key: str) -> None:
+        await self._declare_exchange(exchange, exchange_type)
         await self._call(QueueBind(queue=name, exchange=exchange, routing_key=key))
+
+    async def _declare_exchange(self, name: str, exchange_type: str) -> None:
+        if not await self._exists(ExchangeDeclare(exchange=name, passive=True)):
+            await self._call(ExchangeDeclare(exchange=name, exchange_type=exchange_type, durable=True))
 
     async def _declare_ladder(self) -> None:
         """Section 3.7. Whoever makes it begins at one end, so with both ends there it is whole."""
