@@ -55,8 +55,13 @@ def raising(error: type[AQueueError]) -> Border:
     return Border(error, LinkLost, RedisError)
 
 
-def look_away(reply: "asyncio.Future[Any]") -> None:
-    """For a command whose reply nobody waits for."""
+def look_away(replies: "Sequence[asyncio.Future[Any]]") -> None:
+    """For commands whose replies nobody waits for."""
+    for reply in replies:
+        reply.add_done_callback(_look_at)
+
+
+def _look_at(reply: "asyncio.Future[Any]") -> None:
     if not reply.cancelled():
         reply.exception()
 
@@ -132,19 +137,20 @@ class RedisLink:
         Raises LinkLost when there is no link or no reply in time, redis' ResponseError for an error reply.
         """
         due = asyncio.get_running_loop().time() + self.timeout
-        packed = _pack(command)
         if self._session is None:
             await self.ready()
-        return await self._submit(packed, command[0], due)
+        (reply,) = self._submit((command,), due)
+        return await reply
 
     async def call_all(self, commands: Sequence[tuple[Value, ...]]) -> list[Any]:
         """Send commands in one go and return their replies; like `call`."""
+        if not commands:
+            return []
         due = asyncio.get_running_loop().time() + self.timeout
-        packed = [_pack(command) for command in commands]
         if self._session is None:
             await self.ready()
-        names = [command[0] for command in commands]
-        return await asyncio.gather(*[self._submit(*one, due) for one in zip(packed, names, strict=True)])
+        replies = self._submit(commands, due)
+        return [await replies[0]] if len(replies) == 1 else await asyncio.gather(*replies)
 
     async def run(self, script: Script, keys: Sequence[Value], args: Sequence[Value] = ()) -> Any:
         """Run a script; like `call`. Survives ``SCRIPT FLUSH`` and a restart of the server."""
@@ -154,11 +160,11 @@ class RedisLink:
         except NoScriptError:
             return await self.call("EVAL", script.source, *tail)
 
-    def send(self, *command: Value) -> asyncio.Future[Any]:
-        """Send a command on a link that is up, without waiting; its reply is in the future."""
+    def send(self, *commands: tuple[Value, ...]) -> list[asyncio.Future[Any]]:
+        """Send commands on a link that is up, without waiting; their replies are in the futures."""
         if self._session is None:
             raise LinkLost(f"not connected to {self.address.shown}", sent=False)
-        return self._submit(_pack(command), command[0], asyncio.get_running_loop().time() + self.timeout)
+        return self._submit(commands, asyncio.get_running_loop().time() + self.timeout)
 
     async def close(self) -> None:
         """End the link. Commands still under way fail with LinkLost. Never raises, never hangs."""
@@ -250,15 +256,16 @@ class RedisLink:
 
     # --- commands and replies ---
 
-    def _submit(self, packed: bytes, name: Value, due: float) -> asyncio.Future[Any]:
+    def _submit(self, commands: Sequence[tuple[Value, ...]], due: float) -> list[asyncio.Future[Any]]:
         assert self._session is not None, "looked after by the caller"
         loop = asyncio.get_running_loop()
-        reply: asyncio.Future[Any] = loop.create_future()
-        self._pending.append(_Pending(name, reply, due))
+        packed = [_pack(command) for command in commands]
+        replies: list[asyncio.Future[Any]] = [loop.create_future() for _ in commands]
+        self._pending += [_Pending(command[0], reply, due) for command, reply in zip(commands, replies, strict=True)]
         if self._watching is None:
             self._watching = loop.call_at(due, self._watch)
-        self._session.transport.write(packed)
-        return reply
+        self._session.transport.write(packed[0] if len(packed) == 1 else b"".join(packed))
+        return replies
 
     def _received(self, reply: Any) -> None:
         """What the server said next: an answer to the first of the pending commands, or a push."""

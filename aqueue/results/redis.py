@@ -107,13 +107,13 @@ class RedisResults:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait
         await self._link.ready()
-        self._subscribe(key)
+        reply = self._subscribe_and_read(key)
         news = _News()
         listeners = self._listeners.setdefault(key, set())
         listeners.add(news)
         try:
+            data = await reply
             while True:
-                data = news.take() or await self._link.call("GET", key)
                 result = self._decode(task_id, data)
                 left = deadline - loop.time()
                 if left <= 0 or (result is not None and result.is_final):
@@ -121,15 +121,18 @@ class RedisResults:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(min(left, _READ_AGAIN)):
                         await news.arrived.wait()
+                data = news.take() or await self._link.call("GET", key)
         finally:
             listeners.discard(news)
             if not listeners and self._listeners.pop(key, None) is not None:
                 self._unsubscribe_later(key)
 
-    def _subscribe(self, key: str) -> None:
-        if key not in self._subscribed:
-            self._subscribed.add(key)
-            self._link.send("SUBSCRIBE", key).add_done_callback(look_away)
+    def _subscribe_and_read(self, key: str) -> "asyncio.Future[bytes | None]":
+        commands = [("GET", key)] if key in self._subscribed else [("SUBSCRIBE", key), ("GET", key)]
+        *subscribed, data = self._link.send(*commands)
+        look_away(subscribed)
+        self._subscribed.add(key)
+        return data
 
     def _unsubscribe_later(self, key: str) -> None:
         self._unheard.append(key)
@@ -140,10 +143,10 @@ class RedisResults:
 
     def _unsubscribe(self) -> None:
         """End the subscriptions that nobody needs, if they have not ended with the link."""
-        unheard = [key for key in self._forget_unheard() if key in self._subscribed and key not in self._listeners]
-        for key in unheard:
-            self._subscribed.discard(key)
-            self._link.send("UNSUBSCRIBE", key).add_done_callback(look_away)
+        unheard = self._subscribed.intersection(self._forget_unheard()).difference(self._listeners)
+        if unheard:
+            self._subscribed -= unheard
+            look_away(self._link.send(*[("UNSUBSCRIBE", key) for key in unheard]))
 
     def _forget_unheard(self) -> list[str]:
         if self._unsubscribing is not None:
@@ -153,8 +156,9 @@ class RedisResults:
         return unheard
 
     def _listen_again(self) -> None:
-        for key in self._listeners:
-            self._subscribe(key)
+        if self._listeners:
+            self._subscribed.update(self._listeners)
+            look_away(self._link.send(*[("SUBSCRIBE", key) for key in self._listeners]))
         self._read_again()
 
     def _forget_subscriptions(self) -> None:

@@ -92,7 +92,8 @@ class RedisBroker:
 
     def _opened(self) -> None:
         self._declared.clear()
-        self._link.send("TIME").add_done_callback(self._claims.clock.told)
+        (time,) = self._link.send(("TIME",))
+        time.add_done_callback(self._claims.clock.told)
 
     def keeps(self, place: object) -> bool:
         return isinstance(place, RedisAddress) and place.same_database(self._link.address)

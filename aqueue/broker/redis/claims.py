@@ -128,7 +128,8 @@ class Claims:
 
     def _track(self) -> None:
         """Ask to be told of changes; whatever happened while the link was down may be one."""
-        self._link.send("CLIENT", "TRACKING", "ON", "NOLOOP").add_done_callback(self._tracked)
+        (tracking,) = self._link.send(("CLIENT", "TRACKING", "ON", "NOLOOP"))
+        tracking.add_done_callback(self._tracked)
         self._look()
 
     def _look(self) -> None:
