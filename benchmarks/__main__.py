@@ -24,6 +24,10 @@ from tests.kit.rabbitmq import RabbitServer
 SENDS = {"aqueue": 20_000, "celery": 2_000, "taskiq": 3_000, "arq": 3_000, "saq": 3_000, "dramatiq": 3_000}
 
 
+#: What it is called, who it is, and its command.
+RoundTrip = tuple[str, Peer, str]
+
+
 @dataclass
 class Run:
     """One run of the benchmarks."""
@@ -59,7 +63,8 @@ class Run:
         self.report.rates["throughput"] = in_turn("tasks/s", self.rounds, runs)
 
     def latency(self) -> None:
-        self._round_trips("latency", self.server, [peer for peer in self.peers if peer.has_round_trips])
+        runs = [(peer.name, peer, "latency") for peer in self.peers if peer.has_round_trips]
+        self._round_trips("latency", self.server, runs)
 
     def sends(self) -> None:
         self.report.rates["sends"] = in_turn("sends/s", self.rounds, self._sends(self.server, self.peers))
@@ -78,10 +83,16 @@ class Run:
         self.report.rates["rpc"] = in_turn("tasks/s by rpc", self.rounds, runs)
 
     def rabbitmq_latency(self) -> None:
-        self._round_trips("rabbitmq_latency", self.rabbitmq, self._peers_on("rabbitmq"))
+        runs: list[RoundTrip] = []
+        for peer in self._peers_on("rabbitmq"):
+            runs.append((peer.name, peer, "latency"))
+            if peer.round_trip_variant is not None:
+                name, command = peer.round_trip_variant
+                runs.append((name, peer, command))
+        self._round_trips("rabbitmq_latency", self.rabbitmq, runs)
 
     def rpc_latency(self) -> None:
-        self._round_trips("rpc_latency", self.rpc, self._peers_on("rpc"))
+        self._round_trips("rpc_latency", self.rpc, [(peer.name, peer, "latency") for peer in self._peers_on("rpc")])
 
     def rabbitmq_sends(self) -> None:
         runs = self._sends(self.rabbitmq, self._peers_on("rabbitmq"))
@@ -114,13 +125,13 @@ class Run:
             if peer.thread_worker
         }
 
-    def _round_trips(self, section: str, server: Server, peers: Sequence[Peer]) -> None:
+    def _round_trips(self, section: str, server: Server, runs: Sequence[RoundTrip]) -> None:
         times: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
         for _ in range(self.rounds):
-            for peer in peers:
-                found = figures.latency(server, peer)
-                say(f"{section} {peer.name}: p50 {found['p50']:.2f} ms, p99 {found['p99']:.2f} ms")
-                times[peer.name].append((found["p50"], found["p99"]))
+            for name, peer, command in runs:
+                found = figures.latency(server, peer, command)
+                say(f"{section} {name}: p50 {found['p50']:.2f} ms, p99 {found['p99']:.2f} ms")
+                times[name].append((found["p50"], found["p99"]))
         self.report.round_trips[section] = dict(times)
 
     def sqlite(self) -> None:

@@ -49,11 +49,11 @@ def floor(server: Server, count: int = 30_000) -> float:
     return float(done.stdout)
 
 
-def latency(server: Server, peer: Peer, count: int = 1000) -> dict[str, float]:
+def latency(server: Server, peer: Peer, command: str = "latency", count: int = 1000) -> dict[str, float]:
     """Milliseconds from send to the result in hand, one after the other, on an idle worker."""
     server.empty()
     with peer.working(server):
-        return peer.run(server, "latency", count)
+        return peer.run(server, command, count)
 
 
 def sends(server: Server, peer: Peer, count: int) -> float:

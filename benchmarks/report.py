@@ -63,7 +63,8 @@ ROUND_TRIPS = {
     "rabbitmq_latency": Section(
         "Round trip on RabbitMQ",
         "From send to the result in hand, on an idle worker, ms; results in Redis. Sends of aqueue and taskiq await "
-        "the server's confirm; those of Celery and dramatiq do not, unless told to.",
+        "the server's confirm; those of Celery and dramatiq do not, unless told to. aqueue's also record in Redis that "
+        "the task was sent, unless told not to (`track_sent`).",
     ),
     "rpc_latency": Section("Round trip on RabbitMQ, results by rpc", "The same by `rpc://`."),
 }

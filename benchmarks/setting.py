@@ -158,6 +158,8 @@ class Peer:
     has_round_trips: bool = True
     #: What it runs on besides Redis: ``rabbitmq`` with results in Redis, ``rpc`` with results by RabbitMQ, too.
     also_on: Sequence[str] = ()
+    #: A round trip on RabbitMQ that does more, or less, at a send: what it is called, and the command for it.
+    round_trip_variant: tuple[str, str] | None = None
 
     @property
     def module(self) -> str:
@@ -250,6 +252,7 @@ PEERS = (
         40_000,
         ("aqueue", "worker", "MODULE:app", "-l", "warning", "--threads", "16"),
         also_on=("rabbitmq", "rpc"),
+        round_trip_variant=("aqueue, sends not recorded", "latency_unrecorded"),
     ),
     Peer(
         "celery",
@@ -290,5 +293,6 @@ PEERS = (
         _results,
         4_000,
         also_on=("rabbitmq",),
+        round_trip_variant=("dramatiq, sends confirmed", "latency_confirmed"),
     ),
 )

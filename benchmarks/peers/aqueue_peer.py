@@ -1,11 +1,11 @@
-"""aqueue, as a user would run it. Commands: send N, sends N, latency N."""
+"""aqueue, as a user would run it. Commands: send N, sends N, latency N, latency_unrecorded N."""
 
 import asyncio
 import os
 
 import uvloop
 
-from aqueue import AQueue
+from aqueue import AQueue, Settings
 from benchmarks.peers.timing import main, rate, round_trips
 
 broker = os.environ["BROKER"]
@@ -45,15 +45,21 @@ async def sends(count: int) -> None:
         await rate(sent.send, count, 1000)
 
 
-async def latency(count: int) -> None:
-    async with app:
+async def latency(count: int, sender: AQueue = app) -> None:
+    async with sender:
 
         async def one() -> None:
-            await (await nop.send()).get(timeout=10)
+            await (await sender.send_task("nop")).get(timeout=10)
 
         await round_trips(one, count)
 
 
+async def latency_unrecorded(count: int) -> None:
+    """As the others do it on RabbitMQ: that a task was sent is written nowhere."""
+    settings = Settings(track_sent=False)
+    await latency(count, AQueue("unrecorded", broker=broker, backend=os.environ["RESULTS"], settings=settings))
+
+
 if __name__ == "__main__":
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        main(runner.run, send=send, sends=sends, latency=latency, nap=nap_all)
+        main(runner.run, send=send, sends=sends, latency=latency, latency_unrecorded=latency_unrecorded, nap=nap_all)

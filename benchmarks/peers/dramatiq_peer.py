@@ -1,4 +1,4 @@
-"""dramatiq on Redis or RabbitMQ. Commands: send N, sends N, latency N."""
+"""dramatiq on Redis or RabbitMQ. Commands: send N, sends N, latency N, latency_confirmed N."""
 
 import os
 
@@ -41,5 +41,10 @@ def latency(count: int) -> None:
     blocking_round_trips(lambda: nop.send().get_result(block=True, timeout=10_000), count)
 
 
+def latency_confirmed(count: int) -> None:
+    broker.confirm_delivery = True
+    latency(count)
+
+
 if __name__ == "__main__":
-    main(lambda _: None, send=send, sends=sends, latency=latency)
+    main(lambda _: None, send=send, sends=sends, latency=latency, latency_confirmed=latency_confirmed)
