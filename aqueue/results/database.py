@@ -77,7 +77,7 @@ class DatabaseResults:
         self._prepared = False
         self._preparing = asyncio.Lock()
         self._next_cleaning = 0.0
-        self._polling = Polling(self._read_ended)
+        self._polling = Polling(self._read_all, read_ended=self._read_ended)
 
     @classmethod
     def factory(cls, url: Url) -> StoreFactory:
@@ -188,12 +188,10 @@ class DatabaseResults:
     # --- reading ---
 
     async def get(self, task_id: str, wait: float = 0.0) -> Result | None:
-        if wait > 0 and (result := await self._polling.final(task_id, wait)) is not None:
-            return result
-        found = (await self._read([task_id], sa.true())).get(task_id)
-        if isinstance(found, AQueueError):
-            raise found
-        return found
+        return await self._polling.get(task_id, wait)
+
+    async def _read_all(self, task_ids: Sequence[str]) -> dict[str, Result | AQueueError]:
+        return await self._read(task_ids, sa.true())
 
     async def _read_ended(self, task_ids: Sequence[str]) -> dict[str, Result | AQueueError]:
         return await self._read(task_ids, tasks.c.status.in_(FINAL_STATES))

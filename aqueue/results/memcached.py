@@ -129,14 +129,7 @@ class MemcachedResults:
     # --- reading ---
 
     async def get(self, task_id: str, wait: float = 0.0) -> Result | None:
-        if wait > 0:
-            found = await self._polling.final(task_id, wait)
-            if found is not None:
-                return found
-        news = (await self._read([task_id])).get(task_id)
-        if isinstance(news, AQueueError):
-            raise news
-        return news
+        return await self._polling.get(task_id, wait)
 
     async def _read(self, task_ids: Sequence[str]) -> Mapping[str, Result | AQueueError]:
         items = await self._items([self._prefix + task_id for task_id in task_ids])

@@ -71,7 +71,7 @@ class ObjectResults:
         self._creates = True
         self._updates = not bucket.torn
         self._free = asyncio.Semaphore(_REQUESTS)
-        self._polling = Polling(self._read, _LONGEST_PAUSE)
+        self._polling = Polling(self._read, longest=_LONGEST_PAUSE)
 
     @classmethod
     def factory(cls, url: Url) -> StoreFactory:
@@ -164,14 +164,7 @@ class ObjectResults:
     # --- reading ---
 
     async def get(self, task_id: str, wait: float = 0.0) -> Result | None:
-        if wait > 0:
-            found = await self._polling.final(task_id, wait)
-            if found is not None:
-                return found
-        news = (await self._read([task_id])).get(task_id)
-        if isinstance(news, AQueueError):
-            raise news
-        return news
+        return await self._polling.get(task_id, wait)
 
     async def _read(self, task_ids: Sequence[str]) -> Mapping[str, Result | AQueueError]:
         wanted = [task_id for task_id in task_ids if _ID.fullmatch(task_id) is not None]

@@ -27,14 +27,29 @@ Read = Callable[[Sequence[str]], Awaitable[Mapping[str, Result | AQueueError]]]
 
 
 class Polling:
-    """Those who wait on one event loop; it looks only while somebody does."""
+    """Those who wait on one event loop; it looks only while somebody does.
 
-    def __init__(self, read: Read, longest: float = _LONGEST) -> None:
-        self._read = read
+    ``read_ended``, for those who wait, may leave out what has not ended; ``read`` leaves out nothing.
+    """
+
+    def __init__(self, read: Read, *, read_ended: Read | None = None, longest: float = _LONGEST) -> None:
+        self._read_anything = read
+        self._read = read_ended or read
         self._longest = longest
         self._waiting: dict[str, _Wanted] = {}
         self._somebody_came = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
+
+    async def get(self, task_id: str, wait: float) -> Result | None:
+        """Like `aqueue.results.ResultStore.get`."""
+        if wait > 0:
+            ended = await self.final(task_id, wait)
+            if ended is not None:
+                return ended
+        found = (await self._read_anything([task_id])).get(task_id)
+        if isinstance(found, AQueueError):
+            raise found
+        return found
 
     async def final(self, task_id: str, wait: float) -> Result | None:
         """The result in its final state; None when it has not come within ``wait`` seconds.
