@@ -1,6 +1,5 @@
 """Results in Celery's own tables: each kind of worker writes, each kind of client reads."""
 
-import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -9,17 +8,15 @@ from typing import Any, Final
 import pytest
 import sqlalchemy as sa
 
-from aqueue import AQueue, TaskFailed
-from aqueue.results import FAILURE, RemoteError, Result
+from aqueue import AQueue
 from tests.interop import aqueue_app, celery_app
-from tests.interop.conftest import SOON, ended
+from tests.interop.conftest import SOON
+from tests.interop.read_by_both import ReadByBoth
 from tests.interop.workers import Site, WorkerProcess, aqueue_worker, celery_worker
 from tests.kit.databases import MariaDbServer, PostgresServer
 from tests.kit.servers import RedisServer
-from tests.kit.waiting import until
 
 QUEUE: Final = "database"
-VALUES: Final = [5, None, 2**70, "", {"a": [1, "é\x00"]}, "x" * 50_000]
 
 
 @dataclass
@@ -27,6 +24,7 @@ class Pair:
     """Clients of both kinds, and a worker of one, that keep results in one database."""
 
     site: Site
+    queue: str
     results: str
     worker: WorkerProcess
     theirs: Any
@@ -69,7 +67,7 @@ def pair(
     theirs = celery_app.make(site.broker, results, **settings)
     try:
         with start(folder, site.broker, results, queues=QUEUE, settings=ours) as worker:
-            yield Pair(site, results, worker, theirs)
+            yield Pair(site, QUEUE, results, worker, theirs)
             assert worker.is_alive
     finally:
         theirs.close()
@@ -77,50 +75,8 @@ def pair(
         server.stop()
 
 
-async def test_values_are_read_by_both(pair: Pair) -> None:
-    async with pair.ours() as app:
-        for value in VALUES:
-            theirs = pair.theirs.send_task("interop.give", [value], queue=QUEUE)
-            ours = await app.send_task("interop.give", [value], queue=QUEUE)
-            assert await ended(theirs) == value
-            assert await ours.get(SOON) == value
-            assert await app.result(theirs.id, known=True).get(SOON) == value
-            assert await ended(pair.theirs.AsyncResult(ours.id)) == value
-
-
-async def test_failures_are_read_by_both(pair: Pair) -> None:
-    async with pair.ours() as app:
-        theirs = pair.theirs.send_task("interop.fail", ["bööm"], queue=QUEUE)
-        ours = await app.send_task("interop.fail", ["bööm"], queue=QUEUE)
-        for task_id in (theirs.id, ours.id):
-            found = pair.theirs.AsyncResult(task_id)
-            with pytest.raises(ValueError, match="bööm"):
-                await ended(found)
-            assert (found.state, found.children) == ("FAILURE", None)
-            assert "bööm" in found.traceback
-            with pytest.raises(TaskFailed, match="bööm") as caught:
-                await app.result(task_id, known=True).get(SOON)
-            assert caught.value.type == "ValueError"
-            assert "bööm" in (caught.value.traceback or "")
-
-
-async def test_states_on_the_way_are_read_by_both(pair: Pair, key: str) -> None:
-    async with pair.ours() as app:
-        ours = await app.send_task("interop.wait_for_flag", [pair.site.port, key], queue=QUEUE)
-        theirs = pair.theirs.AsyncResult(ours.id)
-
-        async def started() -> bool:
-            return await ours.state() == "STARTED"
-
-        await until(started, "state STARTED", SOON)
-        assert theirs.state == "STARTED"
-        assert not theirs.ready()
-        assert theirs.info == await ours.info()
-        pair.site.put_up(key)
-        assert await ours.get(SOON) == await ended(theirs)
-
-        retried = await app.send_task("interop.retry_self", [1, 0.05], queue=QUEUE)
-        assert (await retried.get(SOON))[0] == 1
+class TestDatabase(ReadByBoth):
+    pass
 
 
 async def test_who_did_what_is_read_by_both(pair: Pair) -> None:
@@ -156,24 +112,3 @@ async def test_the_children_are_read_by_both(pair: Pair) -> None:
         found = pair.theirs.AsyncResult(ours.id).children
         assert [task.id for task in found or []] == [document[0][0] for document in result.children or []]
         await app.result(child, known=True).get(SOON)
-
-
-async def test_a_success_is_kept_by_both(pair: Pair) -> None:
-    async with pair.ours() as app:
-        ours = await app.send_task("interop.give", [5], queue=QUEUE)
-        assert await ours.get(SOON) == 5
-        store = app.producer().store
-        failure = Result(task_id=ours.id, state=FAILURE, value=RemoteError("ValueError", ["late"], "builtins"))
-        await store.put([store.record(failure)])
-        await asyncio.to_thread(pair.theirs.backend.store_result, ours.id, ValueError("late"), "FAILURE")
-        assert await ours.get(SOON) == await ended(pair.theirs.AsyncResult(ours.id)) == 5
-
-
-async def test_a_result_is_forgotten_by_both(pair: Pair) -> None:
-    async with pair.ours() as app:
-        one, other = [await app.send_task("interop.give", [5], queue=QUEUE) for _ in range(2)]
-        assert [await one.get(SOON), await other.get(SOON)] == [5, 5]
-        await one.forget()
-        pair.theirs.AsyncResult(other.id).forget()
-        assert pair.theirs.AsyncResult(one.id).state == "PENDING"
-        assert await app.result(other.id).state() == "UNKNOWN"

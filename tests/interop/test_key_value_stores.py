@@ -9,16 +9,14 @@ from typing import Any, Final
 
 import pytest
 
-from aqueue import AQueue, TaskFailed
-from aqueue.results import FAILURE, RemoteError, Result
+from aqueue import AQueue
 from tests.interop import aqueue_app, celery_app
 from tests.interop.conftest import SOON, ended
+from tests.interop.read_by_both import ReadByBoth
 from tests.interop.workers import QUICK, Site, aqueue_worker, celery_worker
 from tests.kit.servers import MemcachedServer, RedisServer, S3Server
-from tests.kit.waiting import until
 
 QUEUE: Final = "kept-elsewhere"
-VALUES: Final = [5, None, 2**70, "", {"a": [1, "é\x00"]}, "x" * 50_000]
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,7 @@ class Pair:
     """Clients of both kinds, and a worker of one, that keep results in one place."""
 
     site: Site
+    queue: str
     place: Place
     theirs: Any
 
@@ -123,7 +122,7 @@ def pair(
         worker = celery_worker(folder, site.broker, place.theirs, *QUICK, queues=QUEUE, settings=told)
     try:
         with worker:
-            yield Pair(site, place, theirs)
+            yield Pair(site, QUEUE, place, theirs)
             assert worker.is_alive
     finally:
         close(theirs)
@@ -140,15 +139,8 @@ def close(app: Any) -> None:
     app.close()
 
 
-async def test_values_are_read_by_both(pair: Pair) -> None:
-    async with pair.ours() as app:
-        for value in VALUES:
-            theirs = pair.theirs.send_task("interop.give", [value], queue=QUEUE)
-            ours = await app.send_task("interop.give", [value], queue=QUEUE)
-            assert await ended(theirs) == value
-            assert await ours.get(SOON) == value
-            assert await app.result(theirs.id, known=True).get(SOON) == value
-            assert await ended(pair.theirs.AsyncResult(ours.id)) == value
+class TestKeyValueStore(ReadByBoth):
+    pass
 
 
 async def test_many_results_are_found_where_the_other_kind_has_put_them(pair: Pair) -> None:
@@ -168,37 +160,6 @@ async def test_the_bytes_lie_under_celerys_name(pair: Pair) -> None:
         assert stored.replace(b" ", b"").startswith(b'{"status":"SUCCESS","result":5,')
 
 
-async def test_failures_are_read_by_both(pair: Pair) -> None:
-    async with pair.ours() as app:
-        theirs = pair.theirs.send_task("interop.fail", ["bööm"], queue=QUEUE)
-        ours = await app.send_task("interop.fail", ["bööm"], queue=QUEUE)
-        for task_id in (theirs.id, ours.id):
-            found = pair.theirs.AsyncResult(task_id)
-            with pytest.raises(ValueError, match="bööm"):
-                await ended(found)
-            assert found.state == "FAILURE"
-            assert "bööm" in found.traceback
-            with pytest.raises(TaskFailed, match="bööm") as caught:
-                await app.result(task_id, known=True).get(SOON)
-            assert caught.value.type == "ValueError"
-            assert "bööm" in (caught.value.traceback or "")
-
-
-async def test_states_on_the_way_are_read_by_both(pair: Pair, key: str) -> None:
-    async with pair.ours() as app:
-        ours = await app.send_task("interop.wait_for_flag", [pair.site.port, key], queue=QUEUE)
-        theirs = pair.theirs.AsyncResult(ours.id)
-
-        async def started() -> bool:
-            return await ours.state() == "STARTED"
-
-        await until(started, "state STARTED", SOON)
-        assert theirs.state == "STARTED"
-        assert not theirs.ready()
-        pair.site.put_up(key)
-        assert await ours.get(SOON) == await ended(theirs)
-
-
 async def test_who_did_what_is_read_by_both(pair: Pair) -> None:
     async with pair.ours() as app:
         ours = await app.send_task("interop.echo", [1, "é"], {"k": None}, queue=QUEUE)
@@ -211,24 +172,3 @@ async def test_who_did_what_is_read_by_both(pair: Pair) -> None:
         assert result is not None
         assert result.extra["name"] == "interop.echo"
         assert result.extra["worker"] == found.worker
-
-
-async def test_a_success_is_kept_by_both(pair: Pair) -> None:
-    async with pair.ours() as app:
-        ours = await app.send_task("interop.give", [5], queue=QUEUE)
-        assert await ours.get(SOON) == 5
-        store = app.producer().store
-        failure = Result(task_id=ours.id, state=FAILURE, value=RemoteError("ValueError", ["late"], "builtins"))
-        await store.put([store.record(failure)])
-        await asyncio.to_thread(pair.theirs.backend.store_result, ours.id, ValueError("late"), "FAILURE")
-        assert await ours.get(SOON) == await ended(pair.theirs.AsyncResult(ours.id)) == 5
-
-
-async def test_a_result_is_forgotten_by_both(pair: Pair) -> None:
-    async with pair.ours() as app:
-        one, other = [await app.send_task("interop.give", [5], queue=QUEUE) for _ in range(2)]
-        assert [await one.get(SOON), await other.get(SOON)] == [5, 5]
-        await one.forget()
-        await asyncio.to_thread(pair.theirs.AsyncResult(other.id).forget)
-        assert pair.theirs.AsyncResult(one.id).state == "PENDING"
-        assert await app.result(other.id).state() == "UNKNOWN"

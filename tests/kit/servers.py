@@ -85,7 +85,31 @@ class Process:
         return self.child.returncode
 
 
-class RedisServer:
+class _OneProcess:
+    """A server that is one process of ours."""
+
+    _process: Process | None = None
+
+    def pause(self) -> None:
+        """Freeze the server: connections stay, nothing answers."""
+        assert self._process is not None
+        self._process.freeze()
+
+    def go_on(self) -> None:
+        assert self._process is not None
+        self._process.signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+
+    def stop(self) -> None:
+        if self._process is not None and self._process.child.poll() is None:
+            self._process.signal(signal.SIGCONT)
+            self._process.stop()
+
+
+class RedisServer(_OneProcess):
     """A redis-server, or a Sentinel, of our own."""
 
     def __init__(
@@ -95,7 +119,6 @@ class RedisServer:
         self.folder = folder
         self._tls = tls
         self._arguments = arguments
-        self._process: Process | None = None
         folder.mkdir(parents=True, exist_ok=True)
         self.start()
 
@@ -130,24 +153,6 @@ class RedisServer:
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
-    def pause(self) -> None:
-        """Freeze the server: connections stay, nothing answers."""
-        assert self._process is not None
-        self._process.freeze()
-
-    def go_on(self) -> None:
-        assert self._process is not None
-        self._process.signal(signal.SIGCONT)
-
-    def kill(self) -> None:
-        assert self._process is not None
-        self._process.kill()
-
-    def stop(self) -> None:
-        if self._process is not None:
-            self._process.signal(signal.SIGCONT)
-            self._process.stop()
-
 
 def answers(port: int) -> bool:
     """Whether somebody listens."""
@@ -155,13 +160,12 @@ def answers(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-class MemcachedServer:
+class MemcachedServer(_OneProcess):
     """A memcached of our own; what it holds is gone with it."""
 
     def __init__(self, *arguments: str) -> None:
         self.port = free_port()
         self._arguments = arguments
-        self._process: Process | None = None
         self.start()
 
     def start(self) -> None:
@@ -182,24 +186,6 @@ class MemcachedServer:
     @property
     def url(self) -> str:
         return f"cache+memcached://{self.host}/"
-
-    def pause(self) -> None:
-        """Freeze the server: connections stay, nothing answers."""
-        assert self._process is not None
-        self._process.freeze()
-
-    def go_on(self) -> None:
-        assert self._process is not None
-        self._process.signal(signal.SIGCONT)
-
-    def kill(self) -> None:
-        assert self._process is not None
-        self._process.kill()
-
-    def stop(self) -> None:
-        if self._process is not None and self._process.child.poll() is None:
-            self._process.signal(signal.SIGCONT)
-            self._process.stop()
 
 
 class S3Server:
