@@ -528,3 +528,10 @@ def split(stream: bytes) -> list[bytes]:
 def test_every_property_has_a_flag_of_its_own() -> None:
     flags = [flag for _, flag, _ in amqp_codec._PROPERTIES]
     assert len(set(flags)) == len(flags) == 14
+
+
+@pytest.mark.parametrize(("one", "other"), [(0, False), (1, True), (None, 0), ("1", 1), (0, 0.0)], ids=repr)
+def test_a_header_is_not_taken_for_an_equal_one_of_before(one: Any, other: Any) -> None:
+    for value in (one, other, one):
+        table, _ = decode_table(encode_table({"retries": value, "shadow": value}), 0)
+        assert [(type(found), found) for found in table.values()] == [(type(value), value)] * 2
