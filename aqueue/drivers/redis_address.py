@@ -8,12 +8,13 @@ import asyncio
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 from urllib.parse import SplitResult, unquote
 
 import redis.asyncio.connection as for_loop
 import redis.asyncio.sentinel
 import redis.connection as for_thread
+import redis.exceptions
 import redis.sentinel
 
 from aqueue.errors import ConfigurationError
@@ -39,9 +40,14 @@ class LoopConnection:
         await self._made.connect()
 
     def transport(self) -> asyncio.Transport:
-        """What carries its bytes. To be taken over when it is connected; the driver waits for nothing then."""
-        transport: asyncio.Transport = self._made._writer.transport  # noqa: SLF001 - there is no other way to it
-        return transport
+        """What carries its bytes. To be taken over when it is connected; the driver waits for nothing then.
+
+        Raises redis' ConnectionError when it has ended already, which nobody else would be told.
+        """
+        reader, transport = self._made._reader, self._made._writer.transport  # noqa: SLF001 - no other way to them
+        if reader.at_eof() or transport.is_closing():
+            raise redis.exceptions.ConnectionError("the server closed the connection")
+        return cast(asyncio.Transport, transport)
 
     async def disconnect(self) -> None:
         await self._made.disconnect(nowait=True)

@@ -186,6 +186,7 @@ class RedisLink:
         try:
             connection = await self.address.loop_connection()
             await connection.connect()
+            session = _Session(connection, self._received, self._ended)
         except BaseException as error:
             if connection is not None:
                 await _disconnect(connection)
@@ -193,7 +194,7 @@ class RedisLink:
                 raise
             self._failed(error)
         else:
-            self._opened(_Session(connection, self._received, self._ended))
+            self._opened(session)
 
     def _failed(self, error: Exception) -> None:
         """Try again later, unless the server is there and refuses us."""
@@ -299,7 +300,7 @@ class _Session(asyncio.Protocol):
         ended: Callable[["_Session", str], None],
     ) -> None:
         self.connection = connection
-        #: Given up: what still comes is for nobody.
+        #: It was given up: what still comes is for nobody.
         self.over = False
         self.transport = connection.transport()
         self._received = received
