@@ -109,7 +109,11 @@ class Producer:
             await self._expect(announcing)
             await self.broker.publish(messages)
         else:
-            await asyncio.gather(self.broker.publish(messages), self._announce(announcing))
+            announced = asyncio.create_task(self._announce(announcing))
+            try:
+                await self.broker.publish(messages)
+            finally:
+                await announced
 
     async def _expect(self, records: Sequence[Record]) -> None:
         """Have a place for results to come to, before anything is sent that asks for one."""

@@ -179,6 +179,9 @@ class Consumption:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(left):
                         await self._arrived.wait()
+                order.claims = self._take(queues, limit)
+                if order.claims:
+                    return order.claims
         finally:
             self._asking.remove(queues)
 
