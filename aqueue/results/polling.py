@@ -21,6 +21,8 @@ _PART: Final = 0.25
 _LONGEST: Final = 0.5
 #: An id is read along when it is due within this part of its pause.
 _EARLY: Final = 0.25
+#: Seconds that a look which is under way gets to end by itself when the store is closed.
+_FAREWELL: Final = 1.0
 
 #: Reads the results of some tasks: what is there, or why it can't be read. Must have a deadline of its own.
 Read = Callable[[Sequence[str]], Awaitable[Mapping[str, Result | AQueueError]]]
@@ -39,6 +41,7 @@ class Polling:
         self._waiting: dict[str, _Wanted] = {}
         self._somebody_came = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
+        self._closing = False
 
     async def get(self, task_id: str, wait: float) -> Result | None:
         """Like `aqueue.results.ResultStore.get`."""
@@ -78,16 +81,24 @@ class Polling:
                 told.exception()  # heard, even if the time was over first
 
     async def close(self) -> None:
-        """Stop looking; who still waits is told so."""
+        """Stop looking; who still waits is told so.
+
+        A query is not cancelled in its middle if it can be helped: its driver may answer from a thread, and would find
+        the event loop closed.
+        """
+        self._closing = True
+        self._somebody_came.set()
         if self._looking is not None:
+            await asyncio.wait([self._looking], timeout=_FAREWELL)
             self._looking.cancel()
             await asyncio.wait([self._looking])
+        self._closing = False
         for task_id in self._waiting:
             self._tell(task_id, StoreUnavailable("the result store was closed while somebody waited for a result"))
 
     async def _look_while_somebody_waits(self) -> None:
         now = asyncio.get_running_loop().time
-        while self._waiting:
+        while self._waiting and not self._closing:
             self._somebody_came.clear()
             started = now()
             due = [task_id for task_id, wanted in self._waiting.items() if wanted.is_due(started)]

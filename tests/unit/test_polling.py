@@ -116,3 +116,23 @@ async def test_who_waits_when_the_store_is_closed_is_told() -> None:
     await polling.close()
     with pytest.raises(StoreUnavailable, match="closed"):
         await waiting
+
+
+async def test_a_look_under_way_ends_by_itself_when_the_store_is_closed() -> None:
+    answered = asyncio.Event()
+    ended: list[str] = []
+
+    async def read(task_ids: Sequence[str]) -> Mapping[str, Result | AQueueError]:
+        await answered.wait()
+        ended.extend(task_ids)
+        return {}
+
+    polling = Polling(read)
+    waiting = asyncio.create_task(polling.final("a", 10))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    asyncio.get_running_loop().call_later(0.05, answered.set)
+    await polling.close()
+    assert ended == ["a"]
+    with pytest.raises(StoreUnavailable, match="closed"):
+        await waiting
