@@ -175,12 +175,18 @@ class AmqpConnection(asyncio.Protocol):
         self._numbers = cycle(range(1, _MOST_CHANNELS + 1))
         self._beat: asyncio.TimerHandle | None = None
         self._heartbeat = 0.0
+        #: Seconds after which silence is looked into; after twice as many the link counts as broken.
+        self._patience = 0.0
+        #: When `_keep_beating` is due, by the loop's clock.
+        self._beat_due = 0.0
         self._heard = self._said = loop.time()
         self._gone: asyncio.Future[None] = loop.create_future()
         #: Why the connection ended; None while it lives.
         self.lost: ConnectionLost | None = None
         #: Called once, when the connection ends.
         self.on_lost: Callable[[ConnectionLost], None] = lambda _: None
+        #: Called while nothing is heard, to make the server say something.
+        self.on_silence: Callable[[], None] = lambda: None
         #: Set while the server takes publications: not during a memory or disk alarm.
         self.unblocked = asyncio.Event()
         self.unblocked.set()
@@ -191,11 +197,14 @@ class AmqpConnection(asyncio.Protocol):
     # --- opening and closing ---
 
     @classmethod
-    async def connect(cls, address: AmqpAddress, heartbeat: float, turn: int = 0) -> "AmqpConnection":
+    async def connect(
+        cls, address: AmqpAddress, heartbeat: float, turn: int = 0, *, patience: float = 0.0
+    ) -> "AmqpConnection":
         """Connect and log in, to another of the address' hosts at each ``turn``.
 
-        ``heartbeat`` (seconds) is how often either side says that it lives; 0: never. Raises ConnectionLost,
-        within the address' own time to connect.
+        ``heartbeat`` (seconds) is how often either side says that it lives; 0: never. With a ``patience`` that is
+        shorter (seconds), silence is looked into earlier, see `on_silence`. Raises ConnectionLost, within the address'
+        own time to connect.
         """
         host, port = address.hosts[turn % len(address.hosts)]
         loop = asyncio.get_running_loop()
@@ -206,6 +215,7 @@ class AmqpConnection(asyncio.Protocol):
                 name = None if context is None else (address.tls or {}).get("server_hostname", host)
                 await loop.create_connection(lambda: connection, host, port, ssl=context, server_hostname=name)
                 await connection._log_in(address, heartbeat)
+                connection._watch(patience)
         except TimeoutError:
             connection.end(ConnectionLost(f"{host}:{port} did not answer within {address.connect_timeout:g} s"))
         except OSError as error:
@@ -238,10 +248,17 @@ class AmqpConnection(asyncio.Protocol):
         self._heartbeat = min(heartbeat, tune.heartbeat or heartbeat)
         agreed = max(1, round(self._heartbeat)) if self._heartbeat else 0
         self._send(method_frame(commands.Connection.TuneOk(tune.channel_max, self.frame_max, agreed), 0))
+        _expect(await self._ask(commands.Connection.Open(address.virtual_host)), commands.Connection.OpenOk)
+
+    def _watch(self, patience: float) -> None:
+        self._patience = min(patience or self._heartbeat, self._heartbeat)
         if self._heartbeat:
             self._heard = self._loop.time()
-            self._beat = self._loop.call_later(self._heartbeat / 2, self._keep_beating)
-        _expect(await self._ask(commands.Connection.Open(address.virtual_host)), commands.Connection.OpenOk)
+            self._beat_later()
+
+    def _beat_later(self) -> None:
+        self._beat_due = self._loop.time() + self._patience / 2
+        self._beat = self._loop.call_at(self._beat_due, self._keep_beating)
 
     async def open_channel(self) -> Channel:
         """Open a channel. Raises ConnectionLost."""
@@ -328,12 +345,16 @@ class AmqpConnection(asyncio.Protocol):
     def _keep_beating(self) -> None:
         """Say that we live where nothing else has said so; end a connection on which nothing is heard."""
         now = self._loop.time()
-        if now - self._heard > 2 * self._heartbeat:
+        if now - self._beat_due > self._patience / 2:  # it was us who stood still: what was said is not read yet
+            self._heard = max(self._heard, now - self._patience)
+        if now - self._heard > 2 * self._patience:
             self.end(ConnectionLost(f"nothing heard from {self._shown} for {now - self._heard:.0f} s"))
             return
+        if now - self._heard >= self._patience:
+            self.on_silence()
         if now - self._said > self._heartbeat / 3:
             self._send(HEARTBEAT)
-        self._beat = self._loop.call_later(self._heartbeat / 2, self._keep_beating)
+        self._beat_later()
 
     # --- in: called by the event loop ---
 

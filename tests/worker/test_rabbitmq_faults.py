@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from aqueue import AQueue, Context, Settings
 from aqueue.broker import Queue
 from aqueue.errors import EnqueueFailed, EnqueueUnknown
+from tests.kit.busy import hold, length_for
 from tests.kit.proxy import Proxy
 from tests.kit.rabbitmq import RabbitServer, queue_counts
 from tests.kit.waiting import until
@@ -254,6 +255,26 @@ async def test_a_task_that_blocks_the_loop_keeps_its_message(broken_rabbit: Rabb
             await result.get(timeout=20)
             await until(lambda: not sum(queue_counts(broken_rabbit)[queue]), "both are acknowledged", 20)
     assert runs == [(0, 1), (1, 1)]
+
+
+async def test_a_task_that_holds_the_interpreter_keeps_its_message(broken_rabbit: RabbitServer, queue: str) -> None:
+    """For longer than its lease: nobody in the process can renew it, or answer the server, meanwhile."""
+    settings = replace(TIMES, default_queue=queue, lease=1.0)
+    app = AQueue("holds", broker=broken_rabbit.url, backend="memory://", settings=settings)
+    runs: list[int] = []
+    length = length_for(4.0)
+
+    @app.task
+    async def hold_on(ctx: Context) -> None:
+        runs.append(ctx.deliveries)
+        hold(length)
+
+    async with app:
+        result = await hold_on.send()
+        async with running(app, concurrency=2):
+            await result.get(timeout=60)
+            await until(lambda: not sum(queue_counts(broken_rabbit)[queue]), "it is acknowledged", 20)
+    assert runs == [1]
 
 
 # --- queues and rights --------------------------------------------------------------------------------

@@ -37,6 +37,9 @@ from aqueue.drivers.io_thread import Reply
 
 logger = logging.getLogger("aqueue.broker")
 
+#: Seconds between signs of life. The server takes a worker for dead after two or three of them; so long a task may hold
+#: the interpreter, in which nobody here can say anything.
+_HEARTBEAT: Final = 60.0
 #: Seconds that a message stays here untaken, and that credit stays open with nobody fetching.
 LINGER: Final = 1.0
 #: A consumer's prefetch has two bytes, and 0 means no limit.
@@ -113,8 +116,9 @@ class Consumption:
         self._address = address
         self._options = options
         self._broadcasts = broadcasts
-        #: Half-open links are found out within twice this time.
-        self._heartbeat = max(1.0, options.lease / 3) if address.heartbeat is None else address.heartbeat
+        self._heartbeat = _HEARTBEAT if address.heartbeat is None else address.heartbeat
+        #: Half-open links are found out within twice this time (seconds).
+        self._patience = max(1.0, options.lease / 3)
         self._opening = asyncio.Lock()
         self._failures = 0
         self._connection: AmqpConnection | None = None
@@ -127,6 +131,8 @@ class Consumption:
         self._asking: list[Sequence[str]] = []
         self._arrived = asyncio.Event()
         self._sweeping: asyncio.TimerHandle | None = None
+        #: When it is due, by the loop's clock.
+        self._sweep_due = 0.0
         self._start_afresh()
 
     def _start_afresh(self) -> None:
@@ -360,11 +366,15 @@ class Consumption:
 
     def _sweep_later(self) -> None:
         loop = asyncio.get_running_loop()
-        self._sweeping = loop.call_later(self._options.lease / 4, self._sweep)
+        self._sweep_due = loop.time() + self._options.lease / 4
+        self._sweeping = loop.call_at(self._sweep_due, self._sweep)
 
     def _sweep(self) -> None:
         """Give up what was not renewed in time; the server counts it as lost, or the next holder does."""
         now = asyncio.get_running_loop().time()
+        if now - self._sweep_due > self._options.lease / 4:  # everything here stood still, and so did the renewals
+            for entry in self._held.values():
+                entry.ends += now - self._sweep_due
         ended = [receipt for receipt, entry in self._held.items() if entry.ends <= now]
         if ended and self._channel is not None:
             logger.warning("gave back %d messages whose leases had ended", len(ended))
@@ -430,8 +440,11 @@ class Consumption:
     async def _connect(self) -> None:
         if self._connection is not None and self._connection.lost is None:
             self._connection.end(ConnectionLost("its channel was closed"))
-        connection = await AmqpConnection.connect(self._address, self._heartbeat, self._failures)
+        connection = await AmqpConnection.connect(
+            self._address, self._heartbeat, self._failures, patience=self._patience
+        )
         connection.on_lost = self._lost
+        connection.on_silence = self._ask_for_a_sign
         self._connection = connection
         channel = await connection.open_channel()
         channel.on_delivery = self._delivered
@@ -440,6 +453,11 @@ class Consumption:
         queues, delayed_type = self._options.queues, self._options.delayed_queue_type
         self._topology = Topology(connection, queues, self._broadcasts, delayed_type)
         self._channel = channel
+
+    def _ask_for_a_sign(self) -> None:
+        """Heartbeats are rare. Who is asked answers."""
+        if self._channel is not None and self._channel.closed is None:
+            self._channel.request(commands.Basic.Qos(prefetch_count=0))
 
     def _closed(self, error: Exception) -> None:
         """The server refused something on our channel: what it had delivered is lost to us."""
