@@ -3,8 +3,22 @@
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from importlib import import_module
 from types import TracebackType
-from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar, Unpack, cast, overload
+from typing import (
+    Any,
+    Concatenate,
+    Final,
+    Literal,
+    ParamSpec,
+    Protocol,
+    Self,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    cast,
+    overload,
+)
 from weakref import WeakKeyDictionary
 
 from aqueue.arguments import as_call
@@ -26,6 +40,32 @@ from aqueue.task import AsyncTask, Definition, Signature, SyncTask, Task
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class WorkerOptions(TypedDict, total=False):
+    """What `AQueue.worker` can be told; see `aqueue.worker.Worker`. Times are in seconds."""
+
+    queues: Sequence[str]
+    concurrency: int
+    threads: int
+    name: str
+    grace: float
+    max_stall: float
+
+
+class RunningWorker(Protocol):
+    """A worker that runs beside other code."""
+
+    name: str
+    queues: list[str]
+
+    def stop(self) -> None:
+        """Claim nothing more; called again, give back what runs."""
+        ...
+
+
+#: Loaded when a worker is made: an app that only sends needs nothing of it.
+_WORKER: Final = "aqueue.worker"
 
 Lifespan = Callable[["AQueue"], AbstractAsyncContextManager[Mapping[str, Any] | None]]
 
@@ -182,6 +222,16 @@ class AQueue:
         """
         self.lifespans.append(hook)
         return hook
+
+    def worker(self, **options: Unpack[WorkerOptions]) -> AbstractAsyncContextManager[RunningWorker]:
+        """A worker beside other code on the running event loop, such as in a web app's lifespan or in a test.
+
+        ``async with app.worker(concurrency=10): ...``; at the end of the block it stops like ``aqueue worker`` does at
+        SIGTERM. What breaks it is logged at once, and raised at the end of the block.
+        """
+        made = import_module(_WORKER).Worker(self, **options)
+        running: AbstractAsyncContextManager[RunningWorker] = made.running()
+        return running
 
     # --- sending ---
 

@@ -2,15 +2,20 @@
 
 A lease says that the holder lives, nothing about how long the work takes. What the broker says is no
 longer ours is reported at once, so that the work can be stopped.
+
+A task that holds the interpreter stops this thread, too. What is held is therefore known to the supervisor
+(`aqueue.vitals`), which renews when this thread is late.
 """
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from aqueue.broker import Broker, Delivery
 from aqueue.errors import BrokerUnavailable
+from aqueue.vitals import Vitals
 
 logger = logging.getLogger("aqueue.leases")
 
@@ -21,25 +26,40 @@ _BEATS: Final = 3
 class LeaseKeeper:
     """Renews every delivery it holds, three times in the length of a lease.
 
-    `hold` and `drop` are called from the event loop. ``lost`` is called in the thread.
+    `hold` and `drop` are called from the event loop. ``lost`` and ``hangs`` are called in the thread; while
+    ``hangs`` says that the holder hangs, nothing is renewed.
     """
 
-    def __init__(self, broker: Broker, lost: Callable[[Sequence[Delivery]], None]) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        lost: Callable[[Sequence[Delivery]], None],
+        *,
+        hangs: Callable[[], bool] = lambda: False,
+        vitals: Vitals | None = None,
+    ) -> None:
         self._broker = broker
         self._lost = lost
+        self._hangs = hangs
+        self._vitals = vitals
         #: By receipt; the dict's own operations are atomic, so loop and thread share it without a lock.
         self._held: dict[str, Delivery] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="aqueue-leases", daemon=True)
 
     def start(self) -> None:
+        self._has_beaten()
         self._thread.start()
 
     def hold(self, delivery: Delivery) -> None:
         self._held[delivery.receipt] = delivery
+        if self._vitals is not None:
+            self._vitals.hold(delivery.receipt)
 
     def drop(self, delivery: Delivery) -> None:
         self._held.pop(delivery.receipt, None)
+        if self._vitals is not None:
+            self._vitals.drop(delivery.receipt)
 
     def stop(self) -> None:
         """Stop renewing; what is still held comes back when its lease ends."""
@@ -48,14 +68,20 @@ class LeaseKeeper:
 
     def _beat(self) -> None:
         while not self._stop.wait(self._broker.lease / _BEATS):
-            held = list(self._held.values())
-            if not held:
+            if self._hangs():
+                logger.error("leases are not renewed any more: the event loop has been blocked for too long")
                 continue
+            held = list(self._held.values())
             try:
-                lost = self._broker.extend(held)
+                lost = self._broker.extend(held) if held else ()
             except BrokerUnavailable as error:
                 logger.warning("leases not renewed: %s", error)
                 continue
+            self._has_beaten()
             lost = [delivery for delivery in lost if self._held.pop(delivery.receipt, None) is not None]
             if lost:
                 self._lost(lost)
+
+    def _has_beaten(self) -> None:
+        if self._vitals is not None:
+            self._vitals.beat = time.monotonic()

@@ -16,6 +16,7 @@ from aqueue.broker import Broker, Delivery
 from aqueue.context import Context, enter
 from aqueue.errors import StoreUnavailable
 from aqueue.failures import SoftTimeLimitExceeded, TimeLimitExceeded
+from aqueue.guardian import Guardian
 from aqueue.leases import LeaseKeeper
 from aqueue.outcome import CallNext, Dead, Done, GiveBack, Outcome, fold
 from aqueue.protocol import Request
@@ -26,6 +27,7 @@ from aqueue.settler import Settlement, Settler
 from aqueue.slots import Slots
 from aqueue.task import Kind, Task
 from aqueue.verdicts import Verdicts, outcome_of
+from aqueue.vitals import Vitals
 
 logger = logging.getLogger("aqueue.worker")
 
@@ -71,6 +73,9 @@ class Runs:
         store: ResultStore,
         slots: Slots,
         runner: CallNext,
+        *,
+        max_stall: float = 300.0,
+        vitals: Vitals | None = None,
     ) -> None:
         self._app = app
         self._worker = worker
@@ -82,12 +87,15 @@ class Runs:
         self._verdicts = Verdicts(app.settings, store, worker)
         self._loop = asyncio.get_running_loop()
         self.settler = Settler(broker, store, self._settled)
-        self.leases = LeaseKeeper(broker, self._lost)
+        self.guardian = Guardian(self, vitals)
+        self.leases = LeaseKeeper(broker, self._lost, hangs=lambda: self.guardian.late > max_stall, vitals=vitals)
         #: By receipt, from the start of a run until its verdict is posted.
         self.active: dict[str, Run] = {}
         #: Receipts of messages on their way back for want of a slot. What is claimed before they are there again
         #: overtakes them.
         self.returning: set[str] = set()
+        #: Runs that have ended.
+        self.ended = 0
         #: Set when a slot has become free, or a verdict is settled.
         self.room = asyncio.Event()
         #: Fails when something in here is broken.
@@ -204,6 +212,7 @@ class Runs:
         if run.timer is not None:
             run.timer.cancel()
         del self.active[run.delivery.receipt]
+        self.ended += 1
         self._slots.give(run.task.definition.kind)
         self.room.set()
         if outcome is not None:
@@ -238,10 +247,24 @@ class Runs:
 
     def _drop(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
+            self.leases.drop(delivery)
             run = self.active.get(delivery.receipt)
             if run is not None:
                 logger.error("lost the lease of %s[%s]; its run is stopped", run.request.task, run.request.id)
                 run.end("lease lost")
+
+    # --- asked by the guardian, in its thread ---
+
+    def name_of(self, job: "asyncio.Task[Any]") -> str | None:
+        """``task[id]`` of the run that this is."""
+        for run in list(self.active.values()):
+            if run.job is job:
+                return f"{printable(run.request.task)}[{printable(run.request.id)}]"
+        return None
+
+    def first_deadline(self) -> float:
+        """By the loop's clock, which is ``time.monotonic``."""
+        return min((run.started + self._limit(run) for run in list(self.active.values())), default=0.0)
 
 
 def _log_dead(delivery: Delivery, request: Request | None, outcome: Dead) -> None:

@@ -34,6 +34,11 @@ class Servers:
         return str(self._broker)
 
     @property
+    def broker_url(self) -> Url | None:
+        """The broker's URL; None when the app was given a factory."""
+        return self._broker if isinstance(self._broker, Url) else None
+
+    @property
     def store_name(self) -> str:
         """The result store's URL with the password hidden."""
         return str(self._store)

@@ -15,8 +15,8 @@ supervisor starts it again, and leases bring the work back.
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final, NoReturn
 
 from aqueue.app import AQueue
@@ -28,6 +28,7 @@ from aqueue.runners import ThreadPool, runner_for
 from aqueue.runs import Runs
 from aqueue.slots import Slots
 from aqueue.task import Kind
+from aqueue.vitals import Vitals
 
 logger = logging.getLogger("aqueue.worker")
 
@@ -43,7 +44,9 @@ class Worker:
     """Runs an app's tasks until stopped. Used once, on one event loop.
 
     ``queues`` defaults to every queue that the app names. ``concurrency`` bounds the coroutines, ``threads``
-    the plain functions that run at once. ``grace`` is how long (seconds) running tasks may go on after `stop`.
+    the plain functions that run at once. ``grace`` is how long (seconds) running tasks may go on after `stop`. A loop
+    that has been blocked for ``max_stall`` seconds loses its messages to others. ``vitals`` is shared with a
+    supervisor.
     """
 
     def __init__(
@@ -55,11 +58,15 @@ class Worker:
         threads: int = 16,
         name: str = "worker",
         grace: float = 25.0,
+        max_stall: float = 300.0,
+        vitals: Vitals | None = None,
     ) -> None:
         self.app = app
         self.queues = list(queues) or app.queues()
         self.name = node_name(name)
         self.grace = grace
+        self.max_stall = max_stall
+        self._vitals = vitals
         self.slots: dict[Kind, int] = {"coroutine": concurrency, "thread": threads}
         self._stopping = asyncio.Event()
         self._hurrying = asyncio.Event()
@@ -80,10 +87,36 @@ class Worker:
             stack.callback(threads.close)
             slots = Slots(self.slots, whole=producer.broker.pushes)
             runner = runner_for(threads, self.app.tasks)
-            runs = Runs(self.app, self.name, state, producer.broker, producer.store, slots, runner)
-            runs.leases.start()
-            stack.callback(runs.leases.stop)
+            runs = Runs(
+                self.app,
+                self.name,
+                state,
+                producer.broker,
+                producer.store,
+                slots,
+                runner,
+                max_stall=self.max_stall,
+                vitals=self._vitals,
+            )
+            for watching in (runs.leases, runs.guardian):
+                watching.start()
+                stack.callback(watching.stop)
             await self._work(runs, Intake(producer.broker, self.queues, slots, runs))
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator["Worker"]:
+        """Work beside other code on this loop, until the block ends; what breaks the worker is raised there."""
+        working = asyncio.create_task(self.run())
+        working.add_done_callback(self._ended_beside)
+        try:
+            yield self
+        finally:
+            self.stop()
+            await working
+
+    def _ended_beside(self, working: "asyncio.Task[None]") -> None:
+        if not self._stopping.is_set() and not working.cancelled():
+            logger.critical("%s has ended, nothing is run any more", self.name, exc_info=working.exception())
 
     async def _enter_lifespans(self, stack: AsyncExitStack) -> Mapping[str, Any]:
         state: dict[str, Any] = {}
@@ -94,6 +127,8 @@ class Worker:
 
     async def _work(self, runs: Runs, intake: "Intake") -> None:
         logger.info("%s is ready", self.name)
+        if self._vitals is not None:
+            self._vitals.ready = True
         taking = asyncio.create_task(intake.run())
         settling = asyncio.create_task(runs.settler.run())
         stopping = asyncio.create_task(self._stopping.wait())
@@ -102,6 +137,8 @@ class Worker:
             await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
         finally:
             await _cancel(taking, stopping)
+            if self._vitals is not None:
+                self._vitals.ready = False
             if self._stopping.is_set():
                 await self._let_finish(runs)
             await _end(runs)

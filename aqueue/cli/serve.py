@@ -1,54 +1,34 @@
-"""The process in which a worker runs.
-
-``aqueue worker`` replaces itself by this module, so that what the command line is made of takes no memory
-in a process that lives for weeks. Options come as words, ``name=value``, readable in ``ps``.
-"""
+"""The process in which a worker runs; its supervisor starts it, with options as words, ``name=value``."""
 
 import asyncio
+import faulthandler
 import gc
+import json
+import logging
 import os
 import platform
 import signal
+import socket
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable
 from importlib import import_module
-
-import msgspec
+from typing import Any
 
 import aqueue
 from aqueue.cli import logs
 from aqueue.cli.locate import load_app
 from aqueue.errors import AQueueError, ConfigurationError
 from aqueue.options import check_queue
+from aqueue.supervisor import Options
+from aqueue.vitals import Vitals
 from aqueue.worker import Worker
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What ``aqueue worker`` was told."""
-
-    app: str
-    queues: str = ""
-    concurrency: int = 100
-    threads: int = 16
-    loglevel: str = "info"
-    log_format: str = "human"
-    name: str = "worker"
-    grace: float = 25.0
-
-    def words(self) -> list[str]:
-        """As arguments of this module."""
-        return [f"{field.name}={getattr(self, field.name)}" for field in fields(self)]
-
-
-def parse(words: Sequence[str]) -> Options:
-    """The other way round."""
-    return msgspec.convert(dict(word.split("=", 1) for word in words), Options, strict=False)
+logger = logging.getLogger("aqueue.worker")
 
 
 def serve(options: Options) -> int:
     """Run one worker until it is told to stop; returns the exit code."""
+    faulthandler.register(signal.SIGUSR2, all_threads=True)  # the supervisor asks for the stacks of what stands still
     logs.configure(options.loglevel, "json" if options.log_format == "json" else "human")
     try:
         app = load_app(options.app)
@@ -80,12 +60,49 @@ async def _work(app: aqueue.AQueue, queues: list[str], options: Options) -> None
         threads=options.threads,
         name=options.name,
         grace=options.grace,
+        max_stall=options.max_stall,
+        vitals=Vitals.open(options.vitals) if options.vitals >= 0 else None,
     )
-    print(banner(worker), file=sys.stderr, flush=True)  # noqa: T201
+    if options.banner:
+        print(banner(worker), file=sys.stderr, flush=True)  # noqa: T201
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, worker.stop)
+    lifeline = Lifeline(options.lifeline, worker) if options.lifeline >= 0 else None
     await worker.run()
+    if lifeline is not None:
+        lifeline.close()
+
+
+class Lifeline:
+    """The socket to the supervisor. When that is gone, the worker stops: nobody works unwatched."""
+
+    def __init__(self, descriptor: int, worker: Worker) -> None:
+        self._socket = socket.socket(fileno=descriptor)
+        self._socket.setblocking(False)
+        self._worker = worker
+        self._loop = asyncio.get_running_loop()
+        url, settings = worker.app.servers.broker_url, worker.app.settings
+        if url is not None:
+            self._say(broker=url.reveal(), lease=settings.lease, timeout=settings.send_timeout)
+        self._loop.add_reader(self._socket, self._hear)
+
+    def _say(self, **what: Any) -> None:
+        self._socket.send(json.dumps(what).encode() + b"\n")
+
+    def _hear(self) -> None:
+        try:
+            data = self._socket.recv(65536)
+        except OSError:
+            data = b""
+        if not data:
+            self.close()
+            logger.error("the supervisor is gone; this worker ends when its tasks have")
+            self._worker.stop()
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._socket)
+        self._socket.close()
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -110,7 +127,7 @@ def banner(worker: Worker) -> str:
         f"  results   {app.servers.store_name}",
         f"  queues    {', '.join(worker.queues)}",
         f"  slots     {worker.slots['coroutine']} coroutines, {worker.slots['thread']} threads",
-        f"  limits    a task may run {app.settings.timeout:g} s unless it says otherwise",
+        f"  limits    a task may run {app.settings.timeout:g} s unless it says otherwise, block {worker.max_stall:g} s",
         f"  delivery  at least once; again {lease:g} to {lease * 1.75:g} s after a worker was lost",
         f"  tasks     {len(tasks)}{'' if tasks else nothing}",
         *(f"    {name:{width}}  {app.queue_of(task)}  {task.definition.kind}" for name, task in tasks),
@@ -119,4 +136,4 @@ def banner(worker: Worker) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(serve(parse(sys.argv[1:])))
+    sys.exit(serve(Options.parse(sys.argv[1:])))

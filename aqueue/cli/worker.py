@@ -6,11 +6,12 @@ from typing import Annotated, Final
 
 import typer
 
-from aqueue.cli import serve
+from aqueue.cli import supervise
 from aqueue.cli.console import stop
-from aqueue.cli.serve import Options
 from aqueue.cli.target import AppOption, app_name, no_more
+from aqueue.supervisor import Options
 
+_UNITS: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _LEVELS: Final = ("debug", "info", "warning", "error", "critical")
 
 
@@ -27,6 +28,13 @@ def work(
     log_format: Annotated[str, typer.Option("--log-format", help="human or json.")] = "human",
     name: Annotated[str, typer.Option("--hostname", "-n", help="The worker's name; %h is the host.")] = "worker",
     grace: Annotated[float, typer.Option(help="Seconds that running tasks may go on after SIGTERM.")] = 25.0,
+    workers: Annotated[int, typer.Option("--workers", "-w", min=1, help="Worker processes.")] = 1,
+    max_tasks: Annotated[int, typer.Option(min=0, help="Replace a process after so many tasks; 0: never.")] = 0,
+    max_memory: Annotated[str, typer.Option(help="Replace a process that takes more, such as 500M; 0: never.")] = "0",
+    max_stall: Annotated[
+        float, typer.Option(min=1.0, help="Seconds after which a process whose event loop is blocked is killed.")
+    ] = 300.0,
+    reload: Annotated[bool, typer.Option("--reload", help="Start again when code below this folder changes.")] = False,
 ) -> None:
     """Run an app's tasks until SIGTERM or Ctrl-C; the second one ends it at once."""
     if loglevel.lower() not in _LEVELS:
@@ -44,5 +52,20 @@ def work(
         log_format=log_format,
         name=name,
         grace=grace,
+        workers=workers,
+        max_tasks=max_tasks,
+        max_memory=_bytes(max_memory),
+        max_stall=max_stall,
+        reload=reload,
     )
-    os.execv(sys.executable, [sys.executable, "-m", serve.__name__, *options.words()])  # noqa: S606 - our own words
+    # Without -P the folder of the script would stand before the standard library.
+    os.execv(sys.executable, [sys.executable, "-P", supervise.__file__, *options.words()])  # noqa: S606 - our own words
+
+
+def _bytes(text: str) -> int:
+    """``500M``, ``2G``, ``1500000`` in bytes."""
+    number, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
+    try:
+        return int(float(number) * _UNITS[unit])
+    except (KeyError, ValueError):
+        stop(f"{text!r} is no amount of memory", "write it like 500M or 2G")

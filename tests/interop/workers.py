@@ -145,8 +145,8 @@ class WorkerProcess:
 
     def kill(self) -> None:
         """As ``kill -9`` of the worker and its children at once."""
+        self._process.kill()
         self._kill_session()
-        self._process.child.wait()
         self._forget()
 
     def end(self) -> int:

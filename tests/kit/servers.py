@@ -69,9 +69,20 @@ class Process:
         self.child.send_signal(signal.SIGSTOP)
         os.waitid(os.P_PID, self.child.pid, os.WSTOPPED)
 
+    def children(self) -> list[int]:
+        """The processes that it has started, and that still live."""
+        return _children(self.child.pid)
+
     def kill(self) -> None:
-        """As ``kill -9``."""
-        self.child.kill()
+        """As ``kill -9``, of it and of all that it has started; none of them can start another meanwhile."""
+        family = [self.child.pid]
+        for pid in family:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+            family += _children(pid)
+        for pid in family:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self.child.wait()
 
     def stop(self, timeout: float = 10.0) -> int:
@@ -83,6 +94,13 @@ class Process:
             except subprocess.TimeoutExpired:
                 self.kill()
         return self.child.returncode
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
 
 
 class _OneProcess:

@@ -46,7 +46,13 @@ class WorkerProcess:
     def interrupt(self) -> None:
         self.process.signal(signal.SIGINT)
 
+    def worker_pid(self) -> int:
+        """The one worker process under the supervisor."""
+        (pid,) = wait_for(self.process.children, "a worker process")
+        return int(pid)
+
     def kill(self) -> None:
+        """As a machine that goes down: supervisor and worker at once."""
         self.process.kill()
 
     def wait(self, timeout: float = 15.0) -> int:

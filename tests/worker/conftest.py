@@ -1,6 +1,5 @@
 """An app and its worker, in the test's own process and on the loop of the test."""
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -39,13 +38,8 @@ async def app(make_app: MakeApp) -> AsyncIterator[AQueue]:
 @asynccontextmanager
 async def running(app: AQueue, **options: Any) -> AsyncIterator[Worker]:
     """A worker that runs meanwhile and is stopped at the end; what it raises is raised here."""
-    worker = Worker(app, **{"grace": 5.0, **options})
-    working = asyncio.create_task(worker.run())
-    try:
+    async with Worker(app, **{"grace": 5.0, **options}).running() as worker:
         yield worker
-    finally:
-        worker.stop()
-        await working
 
 
 @pytest_asyncio.fixture

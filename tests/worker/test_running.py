@@ -677,3 +677,43 @@ async def test_no_reference_to_an_exception_outlives_the_task(app: AQueue, start
 def test_outcomes_are_plain_values() -> None:
     assert Done(1) == Done(1)
     assert Failed(error := ValueError()) == Failed(error)
+
+
+async def test_a_worker_beside_other_code(app: AQueue, queue: str) -> None:
+    @app.task(name="add")
+    async def add(a: int, b: int) -> int:
+        return a + b
+
+    async with app.worker(queues=[queue], concurrency=3, name="beside") as worker:
+        assert worker.queues == [queue]
+        result = await add.options(queue=queue).send(1, 2)
+        assert await result.get(10) == 3
+    later = await add.options(queue=queue).send(3, 4)
+    with pytest.raises(ResultTimeout):
+        await later.get(0.2)
+
+
+async def test_what_breaks_a_worker_beside_other_code_is_raised_there(app: AQueue, queue: str) -> None:
+    @app.lifespan
+    @asynccontextmanager
+    async def breaks(app: AQueue) -> AsyncIterator[None]:
+        yield
+        raise RuntimeError("the lifespan can't end")
+
+    with pytest.raises(RuntimeError, match="the lifespan"):
+        async with app.worker(queues=[queue]):
+            pass
+
+
+async def test_what_blocks_the_loop_is_named(app: AQueue, queue: str, caplog: pytest.LogCaptureFixture) -> None:
+    @app.task(name="crunch")
+    async def crunch() -> None:
+        time.sleep(1.6)
+
+    async with app.worker(queues=[queue]):
+        result = await crunch.options(queue=queue).send()
+        await result.get(20)
+        await until(lambda: "turns again" in caplog.text, "the end of the stall is told")
+    (line,) = [record.getMessage() for record in caplog.records if "is blocked since" in record.getMessage()]
+    assert f"crunch[{result.id}]" in line
+    assert f"{__file__}:{crunch.function.__code__.co_firstlineno + 2} in crunch" in line
