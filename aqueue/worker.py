@@ -29,6 +29,7 @@ from aqueue.runs import Runs
 from aqueue.slots import Slots
 from aqueue.task import Kind
 from aqueue.vitals import Vitals
+from aqueue.watchdog import Watchdog
 
 logger = logging.getLogger("aqueue.worker")
 
@@ -132,11 +133,12 @@ class Worker:
         taking = asyncio.create_task(intake.run())
         settling = asyncio.create_task(runs.settler.run())
         stopping = asyncio.create_task(self._stopping.wait())
+        watching = asyncio.create_task(Watchdog(intake.broker, intake).run())
         try:
-            watched: list[asyncio.Future[Any]] = [taking, settling, stopping, runs.broken]
+            watched: list[asyncio.Future[Any]] = [taking, settling, stopping, watching, runs.broken]
             await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            await _cancel(taking, stopping)
+            await _cancel(taking, stopping, watching)
             if self._vitals is not None:
                 self._vitals.ready = False
             if self._stopping.is_set():
@@ -145,7 +147,7 @@ class Worker:
             runs.settler.close()
             await asyncio.wait([settling], timeout=_FAREWELL)
             await _cancel(settling)
-        for part in (taking, settling, runs.broken):
+        for part in (taking, settling, watching, runs.broken):
             if part.done() and not part.cancelled():
                 part.result()
         if runs.settler.backlog:
@@ -184,17 +186,22 @@ class Intake:
     """Claims what can be started, and pauses while the broker is away."""
 
     def __init__(self, broker: Broker, queues: Sequence[str], slots: Slots, runs: Runs) -> None:
-        self._broker = broker
+        self.broker = broker
         self._queues = queues
         self._slots = slots
         self._runs = runs
+        #: For the watchdog, see `aqueue.watchdog.Claiming`.
+        self.asking: Sequence[str] = ()
+        self.claimed = asyncio.get_running_loop().time()
 
     async def run(self) -> NoReturn:
         while True:
             queues, limit = self._slots.demand(self._queues)
             self._runs.room.clear()
             if not queues or self._runs.returning or self._runs.settler.backlog > self._slots.total:
+                self._is_not_idle()
                 await self._runs.room.wait()
+                self._is_not_idle()
             elif len(queues) == len(self._queues):
                 self._runs.accept(await self._fetch(queues, limit))
             else:
@@ -213,9 +220,11 @@ class Intake:
     async def _fetch(self, queues: Sequence[str], limit: int) -> Sequence[Delivery]:
         failures = 0
         while True:
+            self.asking = queues
             try:
-                found = await self._broker.fetch(queues, limit, _WAIT)
+                found = await self.broker.fetch(queues, limit, _WAIT)
             except BrokerUnavailable as error:
+                self._is_not_idle()
                 failures += 1
                 if failures == 1:
                     logger.warning("the broker is away, waiting for it: %s", error)
@@ -223,4 +232,10 @@ class Intake:
             else:
                 if failures:
                     logger.info("the broker is back")
+                if found:
+                    self._is_not_idle()
                 return found
+
+    def _is_not_idle(self) -> None:
+        self.asking = ()
+        self.claimed = asyncio.get_running_loop().time()

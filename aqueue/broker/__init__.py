@@ -214,6 +214,14 @@ class Broker(Protocol):
         """Carry out verdicts; returns the deliveries that were no longer ours. Raises BrokerUnavailable."""
         ...
 
+    async def waiting(self, queues: Sequence[str]) -> int:
+        """How many messages of these queues could be claimed now. Raises BrokerUnavailable."""
+        ...
+
+    def reconnect(self) -> None:
+        """Give up what `fetch` listens on; it makes it anew. For a watchdog: on RabbitMQ claims end with it."""
+        ...
+
     def now(self) -> float:
         """The broker's clock, as unix time; it alone decides what is due and what has expired."""
         ...

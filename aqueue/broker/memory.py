@@ -223,6 +223,13 @@ class MemoryBroker:
         ordered = settling_order(verdicts)
         return [delivery for delivery, verdict in ordered if not self._server.settle(delivery, verdict, self.holder)]
 
+    async def waiting(self, queues: Sequence[str]) -> int:
+        with self._server.lock:
+            return sum(len(self._server.ready.get(queue, ())) for queue in queues)
+
+    def reconnect(self) -> None:
+        """There is nothing to listen on."""
+
     @property
     def inspection(self) -> "MemoryInspection":
         return MemoryInspection(self._server)

@@ -135,6 +135,16 @@ class SqliteBroker:
                 async with asyncio.timeout(min(left, pause, _LOOK_AGAIN)):
                     await self._changed.wait()
 
+    async def waiting(self, queues: Sequence[str]) -> int:
+        with _raising(BrokerUnavailable):
+            return await self._file.run(lambda connection: sum(_ready(connection, queue) for queue in queues))
+
+    def reconnect(self) -> None:
+        if self._stop_listening is not None:
+            self._stop_listening()
+            self._stop_listening = None
+        self._changed.set()
+
     def _claim(self, connection: sqlite3.Connection, queues: Sequence[str], limit: int) -> tuple[list[Delivery], float]:
         """Deliveries, and when there are none the seconds until something may become ready by itself."""
         now = time.time()
@@ -257,6 +267,14 @@ def _places(connection: sqlite3.Connection, count: int, *, front: bool = False) 
         return int(row[0])
     row = connection.execute("UPDATE places SET back = back + ? RETURNING back - ? + 1", (count, count)).fetchone()
     return int(row[0])
+
+
+def _ready(connection: sqlite3.Connection, queue: str) -> int:
+    """How many messages of a queue can be claimed now."""
+    found: int = connection.execute(
+        "SELECT COUNT(*) FROM messages WHERE queue = ? AND due IS NULL AND lease_ends IS NULL", (queue,)
+    ).fetchone()[0]
+    return found
 
 
 def _make_ready(connection: sqlite3.Connection, now: float) -> None:

@@ -21,6 +21,7 @@ from aqueue.errors import AQueueError, ConfigurationError
 from aqueue.options import check_queue
 from aqueue.supervisor import Options
 from aqueue.vitals import Vitals
+from aqueue.watchdog import WorkerStuck
 from aqueue.worker import Worker
 
 logger = logging.getLogger("aqueue.worker")
@@ -48,7 +49,7 @@ def serve(options: Options) -> int:
             runner.run(_work(app, queues, options))
     except AQueueError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        return 2
+        return 1 if isinstance(error, WorkerStuck) else 2
     return 0
 
 

@@ -168,7 +168,7 @@ class RedisLink:
 
     async def close(self) -> None:
         """End the link. Commands still under way fail with LinkLost. Never raises, never hangs."""
-        self._lose("the link was closed")
+        self.lose("the link was closed")
         if self._closing:
             await asyncio.wait(self._closing, timeout=1.0)
 
@@ -223,7 +223,7 @@ class RedisLink:
         loop = asyncio.get_running_loop()
         first = self._pending[0]
         if first is late:
-            self._lose(f"{self.address.shown} did not answer {first.name!s} in time")
+            self.lose(f"{self.address.shown} did not answer {first.name!s} in time")
         elif first.due <= loop.time():
             self._watching = loop.call_later(_GRACE, self._watch, first)
         else:
@@ -234,9 +234,9 @@ class RedisLink:
         if session is self._session:
             reason = f"lost the connection to {self.address.shown}: {reason}"
             logger.warning("%s", reason)
-            self._lose(reason)
+            self.lose(reason)
 
-    def _lose(self, reason: str) -> None:
+    def lose(self, reason: str) -> None:
         """End the connection; every command without a reply fails."""
         session, self._session = self._session, None
         if session is None:
@@ -283,7 +283,7 @@ class RedisLink:
             return
         pending.reply.set_exception(reply)
         if isinstance(reply, ReadOnlyError):  # a demoted master: ask again who is in charge
-            self._lose(f"{self.address.shown} became read-only")
+            self.lose(f"{self.address.shown} became read-only")
         elif not isinstance(reply, ResponseError):  # of the connection, not of the command
             raise reply
 

@@ -300,6 +300,13 @@ class AmqpBroker:
         with _BORDER:
             return await self._io.call(self._consumption.settle, done, released)
 
+    async def waiting(self, queues: Sequence[str]) -> int:
+        return await self.inspection.waiting(self._broadcasts.consumed(queues))
+
+    def reconnect(self) -> None:
+        if self._consumption is not None:
+            self._io.post(self._consumption.reconnect)
+
     def extend(self, deliveries: Collection[Delivery]) -> Sequence[Delivery]:
         held = {delivery.receipt: delivery for delivery in deliveries}
         consumption = self._consumption

@@ -470,6 +470,11 @@ class Consumption:
         self._start_afresh()
         self._arrived.set()
 
+    def reconnect(self) -> None:
+        """What is in hand goes back to the server."""
+        if self._connection is not None:
+            self._connection.end(ConnectionLost("given up: messages wait and nothing is delivered"))
+
     async def close(self) -> None:
         if self._sweeping is not None:
             self._sweeping.cancel()

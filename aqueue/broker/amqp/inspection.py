@@ -42,6 +42,11 @@ class AmqpInspection:
             depths = [QueueDepth(name, await self._ready(name), None, None, dead[name]) for name in names]
         return [depth for depth in depths if depth.ready or depth.dead]
 
+    async def waiting(self, queues: Sequence[str]) -> int:
+        """How many messages of these queues are in nobody's hands."""
+        async with self._asking():
+            return sum([await self._ready(name) for name in queues])
+
     async def _ready(self, name: str) -> int:
         answer = await self._unless_missing(QueueDeclare(queue=name, passive=True))
         return 0 if answer is None else int(answer.message_count)

@@ -206,6 +206,13 @@ class RedisBroker:
             }
         )
 
+    async def waiting(self, queues: Sequence[str]) -> int:
+        with raising(BrokerUnavailable):
+            return sum(await self._link.call_all([("LLEN", name) for name in self._keys.lists(queues)]))
+
+    def reconnect(self) -> None:
+        self._claims.reconnect()
+
     def extend(self, deliveries: Collection[Delivery]) -> Sequence[Delivery]:
         held = {delivery.receipt: delivery for delivery in deliveries}
         keys = self._keys.ours("leases", "nothing")

@@ -89,6 +89,10 @@ class Claims:
             if loop.time() >= deadline and not self._lists_changed.is_set():
                 return []
 
+    def reconnect(self) -> None:
+        """Whoever claims or waits asks again, on another connection."""
+        self._link.lose("given up: messages wait and nothing is claimed")
+
     async def close(self) -> None:
         if self._tending is not None:
             self._tending.cancel()
