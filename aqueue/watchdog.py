@@ -1,8 +1,8 @@
 """No worker sits connected and idle: messages wait, slots are free, nothing is claimed, so the consumer is made anew.
 
 Every command to a server has a deadline, and a lost link is made again by its driver; this is for what nobody has
-thought of: a subscription that tells nothing, a server that delivers to the dead. After three times the worker ends, and
-its supervisor starts another.
+thought of: a subscription that tells nothing, a server that delivers to the dead. After three times the worker ends,
+and its supervisor starts another.
 """
 
 import asyncio
@@ -52,10 +52,13 @@ class Watchdog:
             await asyncio.sleep(self._patience / _LOOKS)
             if self._claiming.claimed > since:
                 tries, since = 0, self._claiming.claimed
-            if asyncio.get_running_loop().time() - since < self._patience or not await self._is_deaf():
+            if asyncio.get_running_loop().time() - since < self._patience:
+                continue
+            since = asyncio.get_running_loop().time()
+            if not await self._is_deaf():
+                tries = 0
                 continue
             tries += 1
-            since = asyncio.get_running_loop().time()
             if tries > _TRIES:
                 raise WorkerStuck(
                     f"nothing can be claimed from {', '.join(self._claiming.asking)}, though messages wait"

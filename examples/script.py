@@ -7,7 +7,6 @@ import asyncio
 import time
 
 from aqueue import AQueue
-from aqueue.worker import Worker
 
 app = AQueue("script", broker="memory://")
 
@@ -25,14 +24,10 @@ def shrink(text: str) -> str:
 
 
 async def main() -> None:
-    async with app:
-        worker = Worker(app, concurrency=50, threads=8)
-        running = asyncio.create_task(worker.run())
+    async with app.worker(concurrency=50, threads=8):
         pages = [await result.get(timeout=10) for result in await app.send_many([fetch.s(n) for n in range(100)])]
         for result in await app.send_many([shrink.s(page) for page in pages[:5]]):
             print(await result.get(timeout=10))
-        worker.stop()
-        await running
 
 
 if __name__ == "__main__":
