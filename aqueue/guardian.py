@@ -57,6 +57,8 @@ class Guardian:
         #: How often the loop was blocked, and for how many seconds in all.
         self.stalls = 0
         self.stalled_seconds = 0.0
+        #: What blocked it last.
+        self.stall = ""
 
     def start(self) -> None:
         self._turn()
@@ -92,6 +94,7 @@ class Guardian:
         """Say what blocks the loop, and when that has ended, how long it took."""
         began, where = self._turned, self._where()
         self.stalls += 1
+        self.stall = where
         if self._vitals is not None:
             self._vitals.stalled(where)
         logger.warning(

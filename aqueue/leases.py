@@ -11,9 +11,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final
 
-from aqueue.broker import Broker, Delivery
+from aqueue.broker import Broker, Delivery, Presence
 from aqueue.errors import BrokerUnavailable
 from aqueue.vitals import Vitals
 
@@ -21,6 +22,8 @@ logger = logging.getLogger("aqueue.leases")
 
 #: Renewals in the time of one lease.
 _BEATS: Final = 3
+#: Seconds between two words of a worker about itself.
+_TELLING: Final = 30.0
 
 
 class LeaseKeeper:
@@ -36,11 +39,16 @@ class LeaseKeeper:
         lost: Callable[[Sequence[Delivery]], None],
         *,
         hangs: Callable[[], bool] = lambda: False,
+        presence: Callable[[], Presence] | None = None,
         vitals: Vitals | None = None,
     ) -> None:
         self._broker = broker
         self._lost = lost
         self._hangs = hangs
+        self._presence = presence
+        #: What was told last, and when it is to be told again.
+        self._told: Presence | None = None
+        self._tell_at = 0.0
         self._vitals = vitals
         #: By receipt; the dict's own operations are atomic, so loop and thread share it without a lock.
         self._held: dict[str, Delivery] = {}
@@ -67,6 +75,8 @@ class LeaseKeeper:
         self._thread.join(timeout=1.0)
 
     def _beat(self) -> None:
+        with suppress(BrokerUnavailable):  # it is told later
+            self._tell()
         while not self._stop.wait(self._broker.lease / _BEATS):
             if self._hangs():
                 logger.error("leases are not renewed any more: the event loop has been blocked for too long")
@@ -74,6 +84,7 @@ class LeaseKeeper:
             held = list(self._held.values())
             try:
                 lost = self._broker.extend(held) if held else ()
+                self._tell()
             except BrokerUnavailable as error:
                 logger.warning("leases not renewed: %s", error)
                 continue
@@ -81,6 +92,18 @@ class LeaseKeeper:
             lost = [delivery for delivery in lost if self._held.pop(delivery.receipt, None) is not None]
             if lost:
                 self._lost(lost)
+        if self._told is not None:
+            with suppress(BrokerUnavailable):  # it is forgotten soon
+                self._broker.present(self._told, 0.0)
+
+    def _tell(self) -> None:
+        """Say of this worker what people may want to know: now and then, and when its loop was blocked."""
+        if self._presence is None:
+            return
+        presence, now = self._presence(), time.monotonic()
+        if now >= self._tell_at or (self._told is not None and presence.stalls != self._told.stalls):
+            self._broker.present(presence, 3 * _TELLING)
+            self._told, self._tell_at = presence, now + _TELLING
 
     def _has_beaten(self) -> None:
         if self._vitals is not None:

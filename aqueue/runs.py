@@ -6,13 +6,15 @@ verdict in the settler's mailbox, or is dropped when its lease was lost meanwhil
 
 import asyncio
 import logging
+import os
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from aqueue.admission import admit, understand
 from aqueue.app import AQueue
-from aqueue.broker import Broker, Delivery
+from aqueue.broker import Broker, Delivery, Presence
 from aqueue.context import Context, enter
 from aqueue.errors import StoreUnavailable
 from aqueue.failures import SoftTimeLimitExceeded, TimeLimitExceeded
@@ -74,11 +76,14 @@ class Runs:
         slots: Slots,
         runner: CallNext,
         *,
+        queues: Sequence[str] = (),
         max_stall: float = 300.0,
         vitals: Vitals | None = None,
     ) -> None:
         self._app = app
         self._worker = worker
+        self._queues = queues
+        self._started = time.time()
         self._state = state
         self._broker = broker
         self._store = store
@@ -88,7 +93,13 @@ class Runs:
         self._loop = asyncio.get_running_loop()
         self.settler = Settler(broker, store, self._settled)
         self.guardian = Guardian(self, vitals)
-        self.leases = LeaseKeeper(broker, self._lost, hangs=lambda: self.guardian.late > max_stall, vitals=vitals)
+        self.leases = LeaseKeeper(
+            broker,
+            self._lost,
+            hangs=lambda: self.guardian.late > max_stall,
+            presence=self.presence,
+            vitals=vitals,
+        )
         #: By receipt, from the start of a run until its verdict is posted.
         self.active: dict[str, Run] = {}
         #: Receipts of messages on their way back for want of a slot. What is claimed before they are there again
@@ -253,7 +264,23 @@ class Runs:
                 logger.error("lost the lease of %s[%s]; its run is stopped", run.request.task, run.request.id)
                 run.end("lease lost")
 
-    # --- asked by the guardian, in its thread ---
+    # --- asked by guardian and lease keeper, in their threads ---
+
+    def presence(self) -> Presence:
+        """What people may want to know of this worker."""
+        return Presence(
+            worker=self._worker,
+            pid=os.getpid(),
+            started=self._started,
+            told=time.time(),
+            queues=self._queues,
+            slots={str(kind): size for kind, size in self._slots.sizes.items()},
+            running=len(self.active),
+            ended=self.ended,
+            stalls=self.guardian.stalls,
+            stalled_seconds=round(self.guardian.stalled_seconds, 3),
+            stall=self.guardian.stall,
+        )
 
     def name_of(self, job: "asyncio.Task[Any]") -> str | None:
         """``task[id]`` of the run that this is."""

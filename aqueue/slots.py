@@ -18,6 +18,7 @@ class Slots:
     """
 
     def __init__(self, sizes: Mapping[Kind, int], *, whole: bool = False) -> None:
+        self.sizes = dict(sizes)
         self._free = dict(sizes)
         self._most = {kind: size if whole else max(1, size // 2) for kind, size in sizes.items()}
         self._met: dict[str, frozenset[Kind]] = {}

@@ -96,6 +96,7 @@ class Worker:
                 producer.store,
                 slots,
                 runner,
+                queues=self.queues,
                 max_stall=self.max_stall,
                 vitals=self._vitals,
             )

@@ -210,6 +210,14 @@ class Broker(Protocol):
         """
         ...
 
+    def present(self, presence: "Presence", seconds: float) -> None:
+        """Have `Inspection.workers` show this worker for so long; 0: no more.
+
+        Blocking, for the same thread as `extend`. Does nothing on RabbitMQ, which has no place for it. Raises
+        BrokerUnavailable.
+        """
+        ...
+
     async def settle(self, verdicts: Sequence[tuple[Delivery, Verdict]]) -> Sequence[Delivery]:
         """Carry out verdicts; returns the deliveries that were no longer ours. Raises BrokerUnavailable."""
         ...
@@ -255,6 +263,25 @@ class QueueDepth(msgspec.Struct, frozen=True):
     dead: int
 
 
+class Presence(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker says of itself now and then. Times are unix times."""
+
+    worker: str
+    pid: int
+    started: float
+    told: float
+    queues: Sequence[str]
+    #: Runs at once, by kind: how many may, and how many do.
+    slots: Mapping[str, int]
+    running: int
+    #: Runs that have ended since the start.
+    ended: int
+    #: How often its event loop was blocked, for how many seconds in all, and by what last.
+    stalls: int
+    stalled_seconds: float
+    stall: str
+
+
 class DeadLetter(msgspec.Struct, frozen=True):
     """A message nobody could or wanted to run, kept until a person decides."""
 
@@ -291,6 +318,10 @@ class Inspection(Protocol):
 
     async def queues(self, known: Sequence[str] = ()) -> Sequence[QueueDepth]:
         """Every queue that holds anything, by name; of a server that can't list its queues, those ``known``."""
+        ...
+
+    async def workers(self) -> Sequence[Presence]:
+        """Workers that were heard of lately, by name; none on RabbitMQ, which keeps no such list."""
         ...
 
     async def peek(self, queue: str, limit: int) -> Sequence[Message | Unreadable]:

@@ -23,6 +23,7 @@ from aqueue.broker import (
     Bury,
     DeadLetter,
     Delivery,
+    Presence,
     QueueDepth,
     Recovered,
     Release,
@@ -60,6 +61,7 @@ class MemoryServer:
         #: Receipt -> the message, the end of its lease, its holder.
         self.leased: dict[str, tuple[_Entry, float]] = {}
         self.dead: dict[str, tuple[DeadLetter, _Entry]] = {}
+        self.workers: dict[str, Presence] = {}
         self.numbers: Final = count(1)
         self.waiters: set[Callable[[], None]] = set()
 
@@ -219,6 +221,12 @@ class MemoryBroker:
         held = {delivery.receipt: delivery for delivery in deliveries}
         return [held[receipt] for receipt in self._server.extend(held, self.lease)]
 
+    def present(self, presence: Presence, seconds: float) -> None:
+        if seconds:
+            self._server.workers[presence.worker] = presence
+        else:
+            self._server.workers.pop(presence.worker, None)
+
     async def settle(self, verdicts: Sequence[tuple[Delivery, Verdict]]) -> Sequence[Delivery]:
         ordered = settling_order(verdicts)
         return [delivery for delivery, verdict in ordered if not self._server.settle(delivery, verdict, self.holder)]
@@ -252,6 +260,9 @@ class MemoryInspection:
             QueueDepth(name, ready.get(name, 0), leased.count(name), parked.count(name), dead.count(name))
             for name in names
         ]
+
+    async def workers(self) -> Sequence[Presence]:
+        return sorted(self._server.workers.values(), key=lambda presence: presence.worker)
 
     async def peek(self, queue: str, limit: int) -> Sequence[Message | Unreadable]:
         with self._server.lock:

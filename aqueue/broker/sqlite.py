@@ -15,7 +15,7 @@ from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 from aqueue.broker import (
     Ack,
@@ -23,18 +23,21 @@ from aqueue.broker import (
     BrokerOptions,
     Bury,
     Delivery,
+    Presence,
     Release,
     Verdict,
     in_turn,
     or_hand_back,
     settling_order,
 )
-from aqueue.broker.sqlite_inspection import SqliteInspection, message_of
+from aqueue.broker.sqlite_inspection import SqliteInspection, message_of, put_presence
 from aqueue.drivers.sqlite_file import SqliteFile, drop_ended, path_of, put_if_absent, put_records
 from aqueue.errors import AQueueError, Border, BrokerUnavailable, EnqueueFailed
 from aqueue.protocol import Message, Record
 from aqueue.serialization import dumps_headers
 from aqueue.url import Url
+
+T = TypeVar("T")
 
 #: How many messages one claim takes, or one look brings back.
 _BATCH: Final = 1000
@@ -176,15 +179,23 @@ class SqliteBroker:
             await self.settle([(delivery, Release()) for delivery in claimed[0]])
 
     def extend(self, deliveries: Collection[Delivery]) -> Sequence[Delivery]:
+        return self._in_the_thread(lambda connection: self._renew(connection, deliveries), "could not renew leases")
+
+    def present(self, presence: Presence, seconds: float) -> None:
+        self._in_the_thread(
+            lambda connection: put_presence(connection, presence, seconds), "could not say that this worker is here"
+        )
+
+    def _in_the_thread(self, work: Callable[[sqlite3.Connection], T], failed: str) -> T:
         try:
             if self._renewing is None:
                 self._renewing = self._file.connect()
-            return self._renew(self._renewing, deliveries)
+            return work(self._renewing)
         except sqlite3.Error as error:
             renewing, self._renewing = self._renewing, None
             if renewing is not None:
                 renewing.close()
-            raise BrokerUnavailable(f"could not renew leases: {error}") from None
+            raise BrokerUnavailable(f"{failed}: {error}") from None
 
     def _renew(self, connection: sqlite3.Connection, deliveries: Collection[Delivery]) -> list[Delivery]:
         connection.execute("BEGIN IMMEDIATE")

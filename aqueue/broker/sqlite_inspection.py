@@ -1,11 +1,14 @@
 """Looking into SQLite queues, for people."""
 
 import sqlite3
+import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-from aqueue.broker import DeadLetter, QueueDepth, Recovered
+import msgspec
+
+from aqueue.broker import DeadLetter, Presence, QueueDepth, Recovered
 from aqueue.drivers.sqlite_file import SqliteFile, T, Work
 from aqueue.errors import BadMessage, BrokerUnavailable
 from aqueue.protocol import Message, Unreadable
@@ -43,6 +46,20 @@ def _object(text: Any) -> dict[str, Any]:
     return found
 
 
+#: Under which keys of the table of results workers are found: a worker lives shortly, as a result does.
+_WORKER = "aqueue-worker-"
+
+
+def put_presence(connection: sqlite3.Connection, presence: Presence, seconds: float) -> None:
+    """Show a worker for so long; 0: no more."""
+    key = f"{_WORKER}{presence.worker}"
+    if seconds:
+        values = (key, msgspec.json.encode(presence), time.time() + seconds)
+        connection.execute("INSERT OR REPLACE INTO results VALUES (?, ?, ?)", values)
+    else:
+        connection.execute("DELETE FROM results WHERE key = ?", (key,))
+
+
 class SqliteInspection:
     """A `aqueue.broker.Inspection` of one file."""
 
@@ -58,6 +75,14 @@ class SqliteInspection:
             ).fetchall()
         )
         return [QueueDepth(*row) for row in rows]
+
+    async def workers(self) -> Sequence[Presence]:
+        rows = await self._run(
+            lambda connection: connection.execute(
+                "SELECT document FROM results WHERE key GLOB ? AND ends > ? ORDER BY key", (f"{_WORKER}*", time.time())
+            ).fetchall()
+        )
+        return [msgspec.json.decode(row[0], type=Presence) for row in rows]
 
     async def peek(self, queue: str, limit: int) -> Sequence[Message | Unreadable]:
         rows = await self._run(

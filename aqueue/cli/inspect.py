@@ -1,14 +1,16 @@
 """Looking at queues and tasks, and putting queues right."""
 
+import time
 from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 from aqueue.app import AQueue
-from aqueue.broker import QueueDepth, Recovered
+from aqueue.broker import Presence, QueueDepth, Recovered
 from aqueue.cli.console import confirm, run, say, stop, table
 from aqueue.cli.target import AppOption, BrokerOption, JsonOption, YesOption, app_and_words, app_or_broker, no_more
+from aqueue.saferepr import printable
 
 Words = Annotated[list[str], typer.Argument(metavar="[APP]", show_default=False)]
 
@@ -37,6 +39,43 @@ def _known(count: int | None) -> int | str:
 async def _depths(aq: AQueue) -> Sequence[QueueDepth]:
     async with aq:
         return await aq.producer().broker.inspection.queues(aq.queues())
+
+
+def workers(
+    context: typer.Context,
+    words: Words = [],  # noqa: B006 - typer copies it
+    app: AppOption = "",
+    broker: BrokerOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Show the workers that were heard of lately: what they run, and what blocked their event loops.
+
+    RabbitMQ keeps no list of them.
+    """
+    aq, rest = app_or_broker(context, words, app, broker)
+    no_more(rest)
+    now = time.time()
+    rows = [
+        (
+            found.worker,
+            found.pid,
+            f"{now - found.told:.0f} s ago",
+            found.running,
+            sum(found.slots.values()),
+            found.ended,
+            found.stalls,
+            f"{found.stalled_seconds:.1f}",
+            printable(found.stall, 120),
+        )
+        for found in run(_workers(aq))
+    ]
+    titles = ("Worker", "Pid", "Heard", "Running", "Slots", "Ended", "Stalls", "Seconds", "Blocked last by")
+    table(rows, titles, as_json=as_json, empty="no worker was heard of lately")
+
+
+async def _workers(aq: AQueue) -> Sequence[Presence]:
+    async with aq:
+        return await aq.producer().broker.inspection.workers()
 
 
 def tasks(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from aqueue.broker import Ack, Broker, Bury, Delivery, Release
+from aqueue.broker import Ack, Broker, Bury, Delivery, Presence, Release
 from aqueue.errors import ConfigurationError
 from aqueue.protocol import Message
 from tests.conformance.conftest import LEASE, MakeBroker
@@ -464,3 +464,29 @@ async def test_closing_twice_or_unused_is_fine(make_broker: MakeBroker, queue: s
     for _ in range(count):
         await broker.fetch([queue], 1, 0)
     await broker.__aexit__(None, None, None)
+
+
+async def test_workers_are_shown_while_they_live(make_broker: MakeBroker, kind: str) -> None:
+    broker = await make_broker()
+    told = {
+        name: Presence(
+            worker=name,
+            pid=7,
+            started=1.0,
+            told=2.0,
+            queues=["a"],
+            slots={"thread": 3},
+            running=1,
+            ended=5,
+            stalls=1,
+            stalled_seconds=1.5,
+            stall="crunch at shop.py:1",
+        )
+        for name in ("one@here", "two@here")
+    }
+    for presence in told.values():
+        broker.present(presence, 60.0)
+    expected = [] if kind == "rabbitmq" else [told["one@here"], told["two@here"]]
+    assert list(await (await make_broker()).inspection.workers()) == expected
+    broker.present(told["one@here"], 0.0)
+    assert list(await broker.inspection.workers()) == expected[1:]

@@ -265,3 +265,18 @@ async def test_what_can_not_start_is_not_started_again(spawn: Spawn, tmp_path: P
     wrong = WorkerProcess(tmp_path, "nothing_here:app")
     assert wrong.wait() == 2
     assert "there is no module 'nothing_here'" in wrong.log
+
+
+@pytest.mark.parametrize("kind", ["redis"], indirect=True)
+async def test_a_stall_is_shown_by_aqueue_workers(spawn: Spawn, client: AQueue, url: Url) -> None:
+    worker = spawn().ready()
+    await (await client.send_task("shop.block", (1.5,))).get(20)
+    inspection = client.producer().broker.inspection
+
+    async def stalled() -> bool:
+        return any(found.stalls == 1 and "shop.block[" in found.stall for found in await inspection.workers())
+
+    await until(stalled, "the stall is told", 10)
+    worker.terminate()
+    assert worker.wait() == 0
+    assert not await inspection.workers()

@@ -33,6 +33,7 @@ from aqueue.broker import (
     BrokerOptions,
     Bury,
     Delivery,
+    Presence,
     Release,
     Verdict,
     or_hand_back,
@@ -317,6 +318,9 @@ class AmqpBroker:
         except (TimeoutError, RuntimeError, FutureCancelled) as error:
             raise BrokerUnavailable(f"could not renew leases: {str(error) or 'no answer in time'}") from None
         return [held[receipt] for receipt in gone]
+
+    def present(self, presence: Presence, seconds: float) -> None:
+        """There is no place for it."""
 
     # --- what nobody takes ---
 

@@ -12,7 +12,7 @@ from typing import Any, Final, NoReturn
 
 from pamqp import commands
 
-from aqueue.broker import DeadLetter, QueueDepth, Recovered
+from aqueue.broker import DeadLetter, Presence, QueueDepth, Recovered
 from aqueue.broker.amqp.dead import original_of, read_letter
 from aqueue.broker.amqp.topology import DEAD, NOT_FOUND, Needed
 from aqueue.drivers.amqp_codec import Delivered, ack_frame
@@ -50,6 +50,9 @@ class AmqpInspection:
     async def _ready(self, name: str) -> int:
         answer = await self._unless_missing(QueueDeclare(queue=name, passive=True))
         return 0 if answer is None else int(answer.message_count)
+
+    async def workers(self) -> Sequence[Presence]:
+        return ()
 
     async def peek(self, queue: str, limit: int) -> NoReturn:
         raise ConfigurationError(

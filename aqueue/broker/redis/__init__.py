@@ -14,6 +14,7 @@ What is ours is private to aqueue; the head of every script says how it uses the
     aqueue:suspects             hash    receipt -> a lease seen ended, and since when
     aqueue:lost                 hash    sha1 of the bytes -> how often a holder lost them
     aqueue:parked, :messages    zset, hash    id -> due (ms); id -> bytes
+    aqueue:worker:<name>        string  what a worker says of itself, as JSON; it ends soon after the worker
     aqueue:dead, :messages, :letters          id -> died (ms); id -> bytes; id -> why, as JSON
 
 A receipt is ``<number>:<list>``, so it names the place to go back to. Bytes go back as they came.
@@ -28,7 +29,7 @@ from typing import Any, Self
 import msgspec
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
-from aqueue.broker import Ack, BrokerFactory, BrokerOptions, Bury, Delivery, Release, Verdict, settling_order
+from aqueue.broker import Ack, BrokerFactory, BrokerOptions, Bury, Delivery, Presence, Release, Verdict, settling_order
 from aqueue.broker.redis.claims import Claims
 from aqueue.broker.redis.envelope import pack
 from aqueue.broker.redis.inspection import RedisInspection
@@ -218,17 +219,29 @@ class RedisBroker:
         keys = self._keys.ours("leases", "nothing")
         command = (len(keys), *keys, round(self.lease * 1000), *held)
         try:
+            gone = self._in_the_thread("EVALSHA", RENEW.digest, *command)
+        except NoScriptError:
+            gone = self._in_the_thread("EVAL", RENEW.source, *command)
+        return [held[receipt.decode()] for receipt in gone]
+
+    def present(self, presence: Presence, seconds: float) -> None:
+        (key,) = self._keys.ours(f"worker:{presence.worker}")
+        if seconds:
+            self._in_the_thread("SET", key, msgspec.json.encode(presence), "PX", round(seconds * 1000))
+        else:
+            self._in_the_thread("DEL", key)
+
+    def _in_the_thread(self, *command: Any) -> Any:
+        """Raises NoScriptError, BrokerUnavailable."""
+        try:
             if self._renewing is None:
                 self._renewing = self._link.address.thread_connection(self._options.timeout)
-            try:
-                self._renewing.send_command("EVALSHA", RENEW.digest, *command)
-                gone = self._renewing.read_response()
-            except NoScriptError:
-                self._renewing.send_command("EVAL", RENEW.source, *command)
-                gone = self._renewing.read_response()
+            self._renewing.send_command(*command)
+            return self._renewing.read_response()
+        except NoScriptError:
+            raise
         except (RedisError, OSError) as error:
             renewing, self._renewing = self._renewing, None
             if renewing is not None:
                 renewing.disconnect()
             raise BrokerUnavailable(f"could not renew leases: {error}") from None
-        return [held[receipt.decode()] for receipt in gone]

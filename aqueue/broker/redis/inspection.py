@@ -6,7 +6,9 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import datetime, timezone
 from typing import Any, Final
 
-from aqueue.broker import DeadLetter, QueueDepth, Recovered
+import msgspec
+
+from aqueue.broker import DeadLetter, Presence, QueueDepth, Recovered
 from aqueue.broker.redis.envelope import unpack
 from aqueue.broker.redis.keys import STEPS, Keys, binding_parts, matching_queues
 from aqueue.broker.redis.scripts import RECOVER, RECOVER_UNACKED, RETRY_DEAD
@@ -36,6 +38,15 @@ class RedisInspection:
             names = await self._names() | set(leased) | set(parked) | set(dead)
             ready = {name: await self._ready(name) for name in names}
         return [QueueDepth(name, ready[name], leased[name], parked[name], dead[name]) for name in sorted(names)]
+
+    async def workers(self) -> Sequence[Presence]:
+        found: list[Presence] = []
+        with raising(BrokerUnavailable):
+            async for key in self._keys_like(self._keys.ours("worker:*")[0], "string"):
+                told = await self._link.call("GET", key)
+                if told is not None:
+                    found.append(msgspec.json.decode(told, type=Presence))
+        return sorted(found, key=lambda presence: presence.worker)
 
     async def peek(self, queue: str, limit: int) -> Sequence[Message | Unreadable]:
         found: list[Message | Unreadable] = []
