@@ -147,6 +147,11 @@ class Run:
     def start(self) -> None:
         self.report.single |= figures.import_time()
 
+    def recovery(self) -> None:
+        runs = {"lease of 5 s": partial(figures.recovery, self.server, 5.0)}
+        (self.report.single["short_recovery"],) = in_turn("seconds", self.rounds, runs).values()
+        self.report.single["recovery"] = figures.recovery(self.server, 30.0)
+
     def depth(self) -> None:
         self.report.single["depth"] = figures.depth(self.server)
 
@@ -160,6 +165,7 @@ PARTS: dict[str, Callable[[Run], None]] = {
     "asleep": Run.asleep,
     "idle": Run.idle,
     "import": Run.start,
+    "recovery": Run.recovery,
     "depth": Run.depth,
     "rabbitmq": Run.on_rabbitmq,
     "rpc": Run.with_rpc,

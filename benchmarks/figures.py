@@ -22,6 +22,7 @@ from aqueue.protocol import Message
 from aqueue.url import Url
 from benchmarks import rabbitmq_floor
 from benchmarks.setting import PLACE, ROOT, OnRabbitMQ, Peer, Server, wait
+from tests.kit.servers import Process
 
 
 def throughput(server: Server, peer: Peer, *, task: str = "nop", threads: bool = False) -> float:
@@ -116,16 +117,23 @@ def asleep(server: Server, peer: Peer) -> dict[str, float]:
     with peer.working(server, "-c", "10000") as worker:
         wait(lambda: server.client.exists("_kombu.binding.celery"), "the worker is ready")
         time.sleep(1)
-        idle = resident(worker.pid)
-        os.kill(worker.pid, signal.SIGSTOP)  # all is sent before the clock starts
+        process = worker_process(worker.pid)
+        idle = resident(process)
+        os.kill(process, signal.SIGSTOP)  # all is sent before the clock starts
         peer.run(server, "nap", 30_000)
         start = time.perf_counter()
-        os.kill(worker.pid, signal.SIGCONT)
+        os.kill(process, signal.SIGCONT)
         wait(lambda: server.client.zcard("aqueue:leases") >= 9_990, "all slots are taken", every=0.01)
-        full = resident(worker.pid)
+        full = resident(process)
         wait(lambda: peer.left(server.client, 30_000) == 0, "all have slept", 60)
         took = time.perf_counter() - start
     return {"of_ideal": 15.0 / took, "kilobytes_each": (full - idle) / 10_000}
+
+
+def worker_process(supervisor: int) -> int:
+    """The process under ``aqueue worker`` in which tasks run."""
+    (pid,) = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
+    return int(pid)
 
 
 def resident(pid: int) -> float:
@@ -147,7 +155,54 @@ def idle(server: Server, peer: Peer, seconds: float = 20.0) -> dict[str, float]:
 
         before = commands()
         time.sleep(seconds)
-        return {"megabytes": resident(worker.pid) / 1024, "commands": (commands() - before - 1) / seconds}
+        return {
+            "megabytes": resident(worker_process(worker.pid)) / 1024,
+            "supervisor": resident(worker.pid) / 1024,
+            "commands": (commands() - before - 1) / seconds,
+        }
+
+
+_RECOVERED = """
+import asyncio, os, time
+from aqueue import AQueue, Settings
+
+app = AQueue("recovery", broker=os.environ["BROKER"], settings=Settings(lease=float(os.environ["LEASE"])))
+
+@app.task
+async def hold() -> None:
+    with open("began", "a") as file:
+        file.write(f"{time.monotonic()}\\n")
+    await asyncio.sleep(3600)
+"""
+
+
+def recovery(server: Server, lease: float) -> float:
+    """Seconds from the kill of a worker, supervisor and all, until its task has begun on another one."""
+    server.empty()
+    with tempfile.TemporaryDirectory(dir=PLACE) as folder:
+        place = Path(folder)
+        (place / "recovery.py").write_text(_RECOVERED)
+        environment = {**server.environment, "LEASE": str(lease)}
+        program = str(Path(sys.executable).with_name("aqueue"))
+
+        def start() -> Process:
+            command = [program, "worker", "recovery:app", "-l", "error"]
+            return Process(command, cwd=place, env=environment, stderr=subprocess.DEVNULL)
+
+        def began() -> list[float]:
+            file = place / "began"
+            return [float(line) for line in file.read_text().split()] if file.exists() else []
+
+        doomed = start()
+        subprocess.run([program, "send", "recovery:app", "recovery.hold"], cwd=place, env=environment, check=True)
+        wait(lambda: len(began()) == 1, "the task runs")
+        heir = start()
+        time.sleep(3)
+        killed = time.monotonic()
+        doomed.kill()
+        wait(lambda: len(began()) == 2, "the task runs elsewhere", 120)
+        heir.kill()
+        return began()[1] - killed
 
 
 def import_time(runs: int = 30) -> dict[str, float]:

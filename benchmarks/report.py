@@ -18,9 +18,12 @@ SINGLE = {
     "of_ideal": ("10,000 coroutines asleep at once: part of the ideal rate", "90%", "", "{:.0%}"),
     "kilobytes_each": ("memory of one of them, kB", "10", "", "{:.1f}"),
     "megabytes": ("resident memory of an idle worker on Redis, MB", "45", "35", "{:.1f}"),
+    "supervisor": ("resident memory of its supervisor, MB", "", "", "{:.1f}"),
     "commands": ("commands to Redis from an idle worker, a second", "1", "", "{:.2f}"),
     "import": ("`import aqueue`, ms", "150", "80", "{:.0f}"),
     "asyncio": ("of which `import asyncio`, ms", "", "", "{:.0f}"),
+    "recovery": ("a killed worker's task runs elsewhere, Redis, default lease of 30 s, after s", "55", "", "{:.1f}"),
+    "short_recovery": ("the same with a lease of 5 s", "10", "", "{:.1f}"),
     "depth": ("fetch rate with 1 million messages waiting against 1 thousand", "0.9", "1.0", "{:.2f}"),
 }
 
