@@ -20,9 +20,12 @@ from aqueue.errors import (
     ResultIgnored,
     ResultTimeout,
     ResultUnknown,
+    SoftTimeLimitExceeded,
     StoreUnavailable,
     TaskFailed,
     TaskRevoked,
+    TimeLimitExceeded,
+    WorkerLostError,
 )
 from aqueue.options import Options
 from aqueue.retry import Retry
@@ -58,10 +61,13 @@ __all__ = [
     "Retry",
     "Settings",
     "Signature",
+    "SoftTimeLimitExceeded",
     "StoreUnavailable",
     "SyncTask",
     "Task",
     "TaskFailed",
     "TaskRevoked",
+    "TimeLimitExceeded",
+    "WorkerLostError",
     "current",
 ]

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from aqueue.broker import Delivery
-from aqueue.errors import BadMessage
-from aqueue.failures import NotRegistered, WorkerLostError
+from aqueue.errors import BadMessage, WorkerLostError
+from aqueue.failures import NotRegistered
 from aqueue.outcome import Dead, GiveBack, Outcome, PutOff, Revoked
 from aqueue.protocol import MAX_ID_LENGTH, Message, Request, Unreadable, decode, is_name
 from aqueue.saferepr import printable

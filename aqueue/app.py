@@ -25,7 +25,7 @@ from aqueue.arguments import as_call
 from aqueue.async_result import AsyncResult
 from aqueue.broker import BrokerFactory
 from aqueue.context import Context, current
-from aqueue.decorator import BoundTaskDecorator, TaskDecorator, kind_of, takes_context
+from aqueue.decorator import BoundTaskDecorator, TaskDecorator, bytes_of, kind_of, takes_context
 from aqueue.errors import ConfigurationError
 from aqueue.options import NO_OPTIONS, Options, check
 from aqueue.outcome import Gate, Middleware, Observer
@@ -36,7 +36,7 @@ from aqueue.serialization import Serializer
 from aqueue.servers import Servers
 from aqueue.settings import Settings
 from aqueue.sync_bridge import SyncBridge
-from aqueue.task import AsyncTask, Definition, Signature, SyncTask, Task
+from aqueue.task import AsyncTask, Definition, Kind, Signature, SyncTask, Task
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -48,6 +48,7 @@ class WorkerOptions(TypedDict, total=False):
     queues: Sequence[str]
     concurrency: int
     threads: int
+    processes: int | None
     name: str
     grace: float
     max_stall: float
@@ -66,6 +67,8 @@ class RunningWorker(Protocol):
 
 #: Loaded when a worker is made: an app that only sends needs nothing of it.
 _WORKER: Final = "aqueue.worker"
+#: Options of a task that its worker reads, not its messages.
+_WORKERS_OWN: Final = ("timeout", "soft_timeout")
 
 Lifespan = Callable[["AQueue"], AbstractAsyncContextManager[Mapping[str, Any] | None]]
 
@@ -119,6 +122,8 @@ class AQueue:
         bind: Literal[True],
         name: str | None = ...,
         retry: Retry | None = ...,
+        run: Kind | None = ...,
+        memory: int | str | None = ...,
         **options: Unpack[Options],
     ) -> BoundTaskDecorator: ...
     @overload
@@ -130,6 +135,8 @@ class AQueue:
         bind: Literal[False] = ...,
         name: str | None = ...,
         retry: Retry | None = ...,
+        run: Kind | None = ...,
+        memory: int | str | None = ...,
         **options: Unpack[Options],
     ) -> TaskDecorator: ...
     def task(
@@ -140,9 +147,14 @@ class AQueue:
         name: str | None = None,
         bind: bool = False,
         retry: Retry | None = None,
+        run: Kind | None = None,
+        memory: int | str | None = None,
         **options: Any,
     ) -> Any:
         """Make a function a task. ``async def`` runs on the worker's loop, a plain ``def`` in a thread.
+
+        With ``run="process"`` a plain ``def`` runs in a child process, which can be killed; ``memory`` is what the
+        process may allocate then, in bytes or as ``"2G"``.
 
         ``name`` defaults to ``module.function``. ``retry`` says whether and when it runs again, ``bind`` passes
         Celery's ``self``. The other options are defaults for every call, see `Options`. Raises
@@ -151,7 +163,7 @@ class AQueue:
         defaults = check(cast(Options, options))
 
         def register(function: Callable[..., Any]) -> Task[..., Any]:
-            return self._register(function, name, bind, retry, defaults)
+            return self._register(function, name, bind, retry, run, memory, defaults)
 
         return register if function is None else register(function)
 
@@ -161,18 +173,23 @@ class AQueue:
         name: str | None,
         bind: bool,
         retry: Retry | None,
+        run: Kind | None,
+        memory: int | str | None,
         options: Options,
     ) -> Task[..., Any]:
         name = name or self._name_of(function)
-        # The worker's own limit may change while messages wait; only a call's own travels with its message.
-        timeout = options.get("timeout")
-        options = cast(Options, {key: value for key, value in options.items() if key != "timeout"})
+        # The worker's own limits may change while messages wait; only a call's own travel with its message.
+        timeout, soft_timeout = options.get("timeout"), options.get("soft_timeout")
+        options = cast(Options, {key: value for key, value in options.items() if key not in _WORKERS_OWN})
+        kind = kind_of(function, name, run)
         definition = Definition(
             name=name,
-            kind=kind_of(function, name),
+            kind=kind,
+            memory=bytes_of(memory, kind, name),
             options=options,
             retry=retry,
             timeout=timeout,
+            soft_timeout=soft_timeout,
             bind=bind,
             takes_context=not bind and takes_context(function),
         )
@@ -181,8 +198,7 @@ class AQueue:
             raise ConfigurationError(
                 f"two tasks are named {name!r}: {_where(known.function)} and {_where(function)}; give one a name="
             )
-        kind = AsyncTask[..., Any] if definition.kind == "coroutine" else SyncTask[..., Any]
-        made = kind(self, function, definition)
+        made: Task[..., Any] = (AsyncTask if kind == "coroutine" else SyncTask)(self, function, definition)
         self.tasks[name] = made
         return made
 

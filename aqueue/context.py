@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, Final, NoReturn, Protocol
 
-from aqueue.errors import RetryTask
+from aqueue.errors import RetryTask, SoftTimeLimitExceeded
 from aqueue.protocol import NOTHING_FOLLOWS, Message, Request
 
 #: Celery's pause before a retry, when ``self.retry`` is not told one.
@@ -37,6 +37,7 @@ class Context:
         "loop",
         "max_attempts",
         "request",
+        "soft_limit_passed",
         "state",
         "worker",
     )
@@ -65,6 +66,8 @@ class Context:
         self.state: Mapping[str, Any] = state
         #: Why the run is being ended: ``timeout``, ``shutdown``, ``lease lost``; None while it is not.
         self.cancel_reason: str | None = None
+        #: The soft limit (seconds) that has passed, and of which the task was not told yet by an exception.
+        self.soft_limit_passed: float | None = None
         self._reporter = reporter
         #: The worker's event loop; None for a plain call.
         self.loop = loop
@@ -103,7 +106,19 @@ class Context:
     @property
     def cancelled(self) -> bool:
         """Whether the run should end; for loops in thread tasks, which can't be interrupted."""
-        return self.cancel_reason is not None
+        return self.cancel_reason is not None or self.soft_limit_passed is not None
+
+    def check(self) -> None:
+        """Raise if the run should end; for loops in thread tasks, which can't be interrupted.
+
+        Raises what a coroutine would meet where it waits: SoftTimeLimitExceeded, once, after the soft limit;
+        asyncio.CancelledError, with the reason, after the hard one and for whatever else ends the run.
+        """
+        if self.cancel_reason is not None:
+            raise asyncio.CancelledError(self.cancel_reason)
+        passed, self.soft_limit_passed = self.soft_limit_passed, None
+        if passed is not None:
+            raise SoftTimeLimitExceeded(passed)
 
     @property
     def logger(self) -> "logging.LoggerAdapter[logging.Logger]":

@@ -2,7 +2,8 @@
 
 import inspect
 from collections.abc import Callable, Coroutine
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, overload
+from contextlib import suppress
+from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar, overload
 
 from aqueue.arguments import resolved
 from aqueue.context import Context
@@ -35,15 +36,46 @@ class BoundTaskDecorator(Protocol):
     def __call__(self, function: Callable[Concatenate[Any, P], R], /) -> SyncTask[P, R]: ...
 
 
-def kind_of(function: Callable[..., Any], name: str) -> Kind:
-    """Where a function can run. Raises ConfigurationError for what can't be a task."""
+def kind_of(function: Callable[..., Any], name: str, run: Kind | None) -> Kind:
+    """Where a function runs: where it is told to, if it can. Raises ConfigurationError for what can't be a task."""
     if inspect.isclass(function) or not callable(function):
         raise ConfigurationError(f"task {name!r}: a task is a function, not {function!r:.80}")
     if getattr(function, "__name__", "") == "<lambda>":
         raise ConfigurationError(f"task {name!r}: a lambda has no name that a worker could find again; use def")
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise ConfigurationError(f"task {name!r}: a generator has no result; return a list")
-    return "coroutine" if inspect.iscoroutinefunction(function) else "thread"
+    if inspect.iscoroutinefunction(function):
+        if run not in (None, "coroutine"):
+            raise ConfigurationError(f"task {name!r}: run={run!r} is for a plain def; async def runs on the loop")
+        return "coroutine"
+    if run not in (None, "thread", "process"):
+        raise ConfigurationError(f"task {name!r}: a plain def runs in a thread or a process; got run={run!r}")
+    if run == "process" and "<" in getattr(function, "__qualname__", "<"):
+        raise ConfigurationError(
+            f"task {name!r}: a child process finds a task by its name in its module; define it at the top level of one"
+        )
+    return run or "thread"
+
+
+_UNITS: Final = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+#: An interpreter with its modules needs about half of this.
+_LEAST_MEMORY: Final = 64 * 2**20
+
+
+def bytes_of(memory: int | str | None, kind: Kind, name: str) -> int | None:
+    """``"2G"``, ``"512M"`` or a number of bytes, as bytes. Raises ConfigurationError."""
+    if memory is None:
+        return None
+    if kind != "process":
+        raise ConfigurationError(f'task {name!r}: memory= bounds a process of its own; add run="process"')
+    found: object = memory
+    with suppress(ValueError):
+        if isinstance(memory, str):
+            number, unit = memory[:-1], memory[-1:].upper()
+            found = int(float(number) * _UNITS[unit]) if unit in _UNITS else int(memory)
+    if type(found) is not int or not _LEAST_MEMORY <= found < 2**63:
+        raise ConfigurationError(f'task {name!r}: memory is bytes or like "512M", 64M or more; got {memory!r:.40}')
+    return found
 
 
 def takes_context(function: Callable[..., Any]) -> bool:

@@ -12,6 +12,9 @@
     │   └── EnqueueUnknown                may be stored or not; carries the ids
     ├── StoreUnavailable                  the result store can't be reached or refuses to work
     ├── BadMessage                        bytes from the wire that can't be read as a task
+    ├── TimeLimitExceeded                 the run took longer than it may
+    ├── SoftTimeLimitExceeded             raised inside a task that takes long; also asyncio.CancelledError
+    ├── WorkerLostError                   the process that ran the task died under it
     └── ResultError
         ├── TaskFailed                    the task raised; carries the remote type, text, traceback
         ├── TaskRevoked                   the task was cancelled or expired before it ended
@@ -27,6 +30,7 @@
 ``ControlFlow`` is not an ``Exception``, so that ``except Exception`` in a task can't swallow it.
 """
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Final
@@ -117,6 +121,22 @@ class BadMessage(AQueueError):
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+
+
+class TimeLimitExceeded(AQueueError):
+    """The run took longer than its limit (seconds), and was ended."""
+
+
+class SoftTimeLimitExceeded(AQueueError, asyncio.CancelledError):
+    """Raised inside a task whose soft limit (seconds) has passed; it may catch it, and go on until its hard one.
+
+    In a coroutine it comes where the task waits. It is a cancellation, too, so that whatever the task is in the
+    midst of (`asyncio.TaskGroup`, say) ends what it has started; an ``except Exception`` sees it all the same.
+    """
+
+
+class WorkerLostError(AQueueError):
+    """A process was lost while it ran the task; the text says how, as far as that is known."""
 
 
 class ResultError(AQueueError):

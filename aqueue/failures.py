@@ -4,7 +4,13 @@ import traceback
 from pathlib import Path
 from typing import Any, Final
 
-from aqueue.errors import AQueueError, InvalidArguments
+from aqueue.errors import (
+    AQueueError,
+    InvalidArguments,
+    SoftTimeLimitExceeded,
+    TimeLimitExceeded,
+    WorkerLostError,
+)
 from aqueue.results import RemoteError
 from aqueue.saferepr import printable, saferepr
 from aqueue.serialization import dumps_json
@@ -17,16 +23,29 @@ _MAX_CHARACTERS: Final = 50_000
 _MAX_ARGUMENTS: Final = 50
 
 
-class TimeLimitExceeded(AQueueError):
-    """The run took longer than its hard limit (seconds)."""
+class RemoteTraceback(Exception):
+    """The cause of an exception that was raised in a child process: its traceback there, as text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(f"\n\nIn the child process:\n{text}")
+        self.text = text
 
 
-class SoftTimeLimitExceeded(AQueueError):
-    """The run took longer than its soft limit (seconds)."""
+class ProcessTaskError(AQueueError):
+    """Stands for an exception that was raised in a child process and can't be pickled: its type and its text."""
 
+    def __init__(self, type: str, text: str, module: str) -> None:
+        super().__init__(type, text, module)
+        self.type = type
+        self.text = text
+        self.module = module
 
-class WorkerLostError(AQueueError):
-    """Workers were lost while they held the task, more often than is allowed."""
+    @classmethod
+    def of(cls, error: BaseException) -> "ProcessTaskError":
+        return cls(type(error).__qualname__, printable(error), type(error).__module__)
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.text}" if self.text else self.type
 
 
 class NotRegistered(AQueueError):
@@ -64,6 +83,8 @@ def remote_text(error: BaseException) -> RemoteError:
 
 
 def _told(error: BaseException, arguments: list[Any]) -> RemoteError:
+    if isinstance(error, ProcessTaskError):
+        return RemoteError(error.type, [error.text], error.module)
     kind = type(error)
     module, name = _CELERY_NAMES.get(kind, (kind.__module__, kind.__qualname__))
     return RemoteError(name, arguments, module)
@@ -88,6 +109,8 @@ def _argument(value: Any) -> Any:
 
 def traceback_text(error: BaseException) -> str:
     """The traceback of a failure, without aqueue's own frames at its start; cut in the middle when long."""
+    if isinstance(error.__cause__, RemoteTraceback):
+        return error.__cause__.text
     try:
         frames = traceback.TracebackException.from_exception(error, compact=True)
         _shorten(frames)

@@ -1,21 +1,21 @@
-"""Where a task's function runs: on the loop, or in a thread of a pool of our own."""
+"""Where a task's function runs: on the loop, in a thread of a pool of our own, or in a child process."""
 
 import asyncio
 import contextvars
+import sys
 import threading
+import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
-from typing import Any, Final
+from types import FrameType
+from typing import Any
 
 from aqueue.context import Context
-from aqueue.outcome import CallNext
+from aqueue.process_pool import ProcessPool
 from aqueue.task import Task
-
-#: Reasons to end a run after which nobody waits for a thread that goes on.
-_LEAVE_THREAD: Final = ("shutdown", "lease lost")
 
 
 async def run_coroutine(task: Task[..., Any], context: Context) -> Any:
@@ -30,10 +30,11 @@ _Ended = tuple[Any, BaseException | None]
 class _Job:
     """A call, and how it ended; errors are carried, as a future can't hold all of them."""
 
-    __slots__ = ("call", "error", "future", "value")
+    __slots__ = ("call", "context", "error", "future", "value")
 
-    def __init__(self, call: Callable[[], Any], future: "asyncio.Future[_Ended]") -> None:
+    def __init__(self, call: Callable[[], Any], context: Context, future: "asyncio.Future[_Ended]") -> None:
         self.call = call
+        self.context = context
         self.future = future
         self.value: Any = None
         self.error: BaseException | None = None
@@ -51,6 +52,8 @@ class ThreadPool:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._ended: deque[_Job] = deque()
         self._threads: list[threading.Thread] = []
+        #: What each thread does, or did last, by its identifier.
+        self._doing: dict[int, _Job] = {}
         self._unfinished = 0
         #: Set while a wake-up of the loop is on its way; written under the lock.
         self._waking = False
@@ -59,23 +62,31 @@ class ThreadPool:
     async def run(self, task: Task[..., Any], context: Context) -> Any:
         """Run a plain function; returns what it returns, raises what it raises.
 
-        A thread can't be interrupted: a run that is cancelled for its timeout ends only when the thread
-        does, so that its slot and its lease are kept as long as it works.
+        A thread can't be interrupted: a run that is cancelled ends only when the thread does, so that its slot
+        and its lease are kept as long as it works. At shutdown nobody waits for it.
         """
         before = task.definition.first_arguments(context)
-        ended = self._submit(lambda: task.function(*before, *context.args, **context.kwargs))
+        ended = self._submit(lambda: task.function(*before, *context.args, **context.kwargs), context)
         try:
             value, error = await asyncio.shield(ended)
         except asyncio.CancelledError:
-            if context.cancel_reason not in _LEAVE_THREAD:
+            if context.cancel_reason != "shutdown":
                 await asyncio.wait([ended])
             raise
         if error is not None:
             raise error
         return value
 
-    def _submit(self, function: Callable[[], Any]) -> "asyncio.Future[_Ended]":
-        job = _Job(partial(contextvars.copy_context().run, function), self._loop.create_future())
+    def where(self, context: Context) -> str:
+        """The line at which a run's thread is."""
+        frames = sys._current_frames()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - documented
+        for identifier, job in self._doing.items():
+            if job.context is context and not job.future.done() and identifier in frames:
+                return _line_of(frames[identifier])
+        return "waiting for a thread"
+
+    def _submit(self, function: Callable[[], Any], context: Context) -> "asyncio.Future[_Ended]":
+        job = _Job(partial(contextvars.copy_context().run, function), context, self._loop.create_future())
         self._unfinished += 1
         if len(self._threads) < min(self._size, self._unfinished):
             thread = threading.Thread(target=self._work, name=f"aqueue-task-{len(self._threads)}", daemon=True)
@@ -90,7 +101,9 @@ class ThreadPool:
             self._jobs.put(None)
 
     def _work(self) -> None:
+        me = threading.get_ident()
         while (job := self._jobs.get()) is not None:
+            self._doing[me] = job
             try:
                 job.value = job.call()
             except BaseException as error:  # noqa: BLE001 - carried to the loop
@@ -121,13 +134,39 @@ def _nothing() -> None:
     return None
 
 
-def runner_for(threads: ThreadPool, tasks: dict[str, Task[..., Any]]) -> CallNext:
-    """The innermost of the onion: run a task where its kind says."""
+def _line_of(frame: FrameType) -> str:
+    (last,) = traceback.extract_stack(frame, limit=1)
+    return f"at {last.filename}:{last.lineno} in {last.name}"
 
-    def run(context: Context) -> Any:
-        task = tasks[context.task]
+
+def _awaited_line(job: "asyncio.Task[Any] | None") -> str:
+    """The line at which the innermost of the coroutines of a task waits, as far as they can be followed."""
+    found, waits = "", None if job is None else job.get_coro()
+    while (frame := getattr(waits, "cr_frame", None)) is not None:
+        found, waits = _line_of(frame), getattr(waits, "cr_await", None)
+    return found or "at an unknown line"
+
+
+class Runners:
+    """The innermost of the onion: runs a task where its kind says, and knows where it is."""
+
+    def __init__(self, threads: ThreadPool, processes: ProcessPool, tasks: Mapping[str, Task[..., Any]]) -> None:
+        self._threads = threads
+        self._processes = processes
+        self._tasks = tasks
+
+    def run(self, context: Context) -> Awaitable[Any]:
+        task = self._tasks[context.task]
         if task.definition.kind == "coroutine":
             return run_coroutine(task, context)
-        return threads.run(task, context)
+        if task.definition.kind == "process":
+            return self._processes.run(task, context)
+        return self._threads.run(task, context)
 
-    return run
+    def where(self, task: Task[..., Any], context: Context, job: "asyncio.Task[Any] | None") -> str:
+        """Where a run is, for people: file and line."""
+        if task.definition.kind == "thread":
+            return self._threads.where(context)
+        if task.definition.kind == "process":
+            return self._processes.where(context)
+        return _awaited_line(job)

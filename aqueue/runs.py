@@ -16,14 +16,15 @@ from aqueue.admission import admit, understand
 from aqueue.app import AQueue
 from aqueue.broker import Broker, Delivery, Presence
 from aqueue.context import Context, enter
-from aqueue.errors import StoreUnavailable
-from aqueue.failures import SoftTimeLimitExceeded, TimeLimitExceeded
+from aqueue.errors import StoreUnavailable, TimeLimitExceeded
 from aqueue.guardian import Guardian
 from aqueue.leases import LeaseKeeper
-from aqueue.outcome import CallNext, Dead, Done, GiveBack, Outcome, fold
+from aqueue.outcome import Dead, Done, GiveBack, Outcome, fold
 from aqueue.protocol import Request
 from aqueue.results import ResultStore
 from aqueue.retry import Retry
+from aqueue.run import Run, TimeLimits, warned
+from aqueue.runners import Runners
 from aqueue.saferepr import printable
 from aqueue.settler import Settlement, Settler
 from aqueue.slots import Slots
@@ -33,34 +34,8 @@ from aqueue.vitals import Vitals
 
 logger = logging.getLogger("aqueue.worker")
 
-
-#: Seconds after which the runs of one claim that still go on get timers of their own.
-_SOON: Final = 0.05
-
-
-class Run:
-    """One delivery while its task runs."""
-
-    __slots__ = ("context", "delivery", "job", "request", "started", "task", "timer")
-
-    def __init__(
-        self, delivery: Delivery, request: Request, task: Task[..., Any], context: Context, started: float
-    ) -> None:
-        self.delivery = delivery
-        self.request = request
-        self.task = task
-        self.context = context
-        #: By the loop's clock.
-        self.started = started
-        self.job: asyncio.Task[None] | None = None
-        self.timer: asyncio.TimerHandle | None = None
-
-    def end(self, reason: str) -> None:
-        """Have the run end early; the reason decides what becomes of the message."""
-        if self.context.cancel_reason is None:
-            self.context.cancel_reason = reason
-            if self.job is not None:
-                self.job.cancel()
+#: Seconds in which what is interrupted for the last time may still end by itself.
+_LAST_CHANCE: Final = 0.1
 
 
 class Runs:
@@ -74,7 +49,7 @@ class Runs:
         broker: Broker,
         store: ResultStore,
         slots: Slots,
-        runner: CallNext,
+        runners: Runners,
         *,
         queues: Sequence[str] = (),
         max_stall: float = 300.0,
@@ -88,9 +63,11 @@ class Runs:
         self._broker = broker
         self._store = store
         self._slots = slots
-        self._call = fold(app.middleware, runner)
+        self._runners = runners
+        self._call = fold(app.middleware, runners.run)
         self._verdicts = Verdicts(app.settings, store, worker)
         self._loop = asyncio.get_running_loop()
+        self._limits = TimeLimits(app.settings, self._loop, self._report_stuck)
         self.settler = Settler(broker, store, self._settled)
         self.guardian = Guardian(self, vitals)
         self.leases = LeaseKeeper(
@@ -102,6 +79,8 @@ class Runs:
         )
         #: By receipt, from the start of a run until its verdict is posted.
         self.active: dict[str, Run] = {}
+        #: Runs that were told to end and go on; their slots and leases stay taken until they do end.
+        self.stuck: set[Run] = set()
         #: Receipts of messages on their way back for want of a slot. What is claimed before they are there again
         #: overtakes them.
         self.returning: set[str] = set()
@@ -139,7 +118,7 @@ class Runs:
         for queue, kinds in met.items():
             self._slots.meet(queue, frozenset(kinds))
         if begun:
-            self._loop.call_later(min(_SOON, *map(self._limit, begun)), self._set_timers, begun)
+            self._limits.watch(begun)
 
     def _start(self, delivery: Delivery, request: Request, task: Task[..., Any], started: float) -> Run:
         context = Context(
@@ -151,32 +130,21 @@ class Runs:
             reporter=self,
             loop=self._loop,
         )
-        run = Run(delivery, request, task, context, started)
+        run = Run(delivery, request, task, context, started, self._limits)
         self.active[delivery.receipt] = run
         run.job = self._loop.create_task(self._perform(run))
         return run
-
-    def _set_timers(self, runs: Sequence[Run]) -> None:
-        """Most runs have ended by now, and never needed one."""
-        for run in runs:
-            if self.active.get(run.delivery.receipt) is run:
-                run.timer = self._loop.call_at(run.started + self._limit(run), run.end, "timeout")
-
-    def _limit(self, run: Run) -> float:
-        """Seconds the run may take: the message's limit, then the task's, then the app's."""
-        request = run.request
-        limits = [limit for limit in (request.time_limit, request.soft_time_limit) if limit is not None]
-        if limits:
-            return min(limits)
-        return run.task.definition.timeout or self._app.settings.timeout
 
     # --- run ---
 
     async def _perform(self, run: Run) -> None:
         try:
             enter(run.context)
-            outcome = await self._outcome(run)
-            self._finish(run, outcome)
+            run.begun = True
+            running = self._outcome(run)
+            self._finish(run, await (running if self._limits.soft(run) is None else warned(running, run)))
+            if self.stuck:
+                self.stuck.discard(run)
         except Exception as error:  # noqa: BLE001 - a bug in here ends the worker
             if not self.broken.done():
                 self.broken.set_exception(error)
@@ -184,6 +152,9 @@ class Runs:
     async def _outcome(self, run: Run) -> Outcome | None:
         """How the run ended; None when the message is no longer ours to settle."""
         try:
+            too_early = run.context.cancel_reason
+            if too_early is not None:
+                return self._interrupted(run, asyncio.CancelledError(too_early))
             for gate in self._app.gates:
                 refused = await gate(run.context)
                 if refused is not None:
@@ -192,20 +163,27 @@ class Runs:
             run.context.args, run.context.kwargs = run.task.codec.decode(request.args, request.kwargs)
             if self._app.settings.track_started and self._verdicts.keeps_result(request, run.task):
                 await self._report_start(request)
-            return Done(await self._call(run.context))
+            value = await self._call(run.context)
+            return self._timed_out(run, None) if run.context.cancel_reason == "timeout" else Done(value)
         except BaseException as error:  # noqa: BLE001 - whatever a task raises is its outcome
-            reason = run.context.cancel_reason
-            if isinstance(error, asyncio.CancelledError) and reason is not None:
-                return self._interrupted(run, reason, error)
-            return outcome_of(error, run.request, run.task)
+            return self._interrupted(run, error)
 
-    def _interrupted(self, run: Run, reason: str, error: BaseException) -> Outcome | None:
+    def _interrupted(self, run: Run, error: BaseException) -> Outcome | None:
+        reason = run.context.cancel_reason
         if reason == "timeout":
-            limit = self._limit(run)
-            soft = run.request.soft_time_limit is not None and limit == run.request.soft_time_limit
-            kind = SoftTimeLimitExceeded if soft else TimeLimitExceeded
-            return outcome_of(kind(limit).with_traceback(error.__traceback__), run.request, run.task)
+            return self._timed_out(run, error)
+        if reason is None or not isinstance(error, asyncio.CancelledError):
+            return outcome_of(error, run.request, run.task)
         return GiveBack() if reason == "shutdown" else None
+
+    def _timed_out(self, run: Run, error: BaseException | None) -> Outcome:
+        """The outcome of a run past its hard limit, however it ended then."""
+        exceeded = TimeLimitExceeded(self._limits.hard(run))
+        if error is not None:
+            exceeded = exceeded.with_traceback(error.__traceback__)
+        if not isinstance(error, asyncio.CancelledError):
+            exceeded.__cause__ = error
+        return outcome_of(exceeded, run.request, run.task)
 
     async def _report_start(self, request: Request) -> None:
         try:
@@ -222,7 +200,8 @@ class Runs:
     def _finish(self, run: Run, outcome: Outcome | None) -> None:
         if run.timer is not None:
             run.timer.cancel()
-        del self.active[run.delivery.receipt]
+        if self.active.pop(run.delivery.receipt, None) is None:
+            return  # it was given up
         self.ended += 1
         self._slots.give(run.task.definition.kind)
         self.room.set()
@@ -237,6 +216,35 @@ class Runs:
         self.settler.post(delivery, self._verdicts.of(delivery, request, task, outcome, self._broker.now()))
         if isinstance(outcome, Dead):
             _log_dead(delivery, request, outcome)
+
+    def _report_stuck(self, run: Run) -> None:
+        kind = run.task.definition.kind
+        self.stuck.add(run)
+        held = sum(stuck.task.definition.kind == kind for stuck in self.stuck)
+        logger.error(
+            "%s[%s] was told to end (%s) and still runs after %.1f s, %s; it holds its slot and its message until it "
+            "ends, and %d of %d %s slots are held so",
+            run.request.task,
+            run.request.id,
+            run.context.cancel_reason,
+            self._loop.time() - run.started,
+            self._runners.where(run.task, run.context, run.job),
+            held,
+            self._slots.sizes[kind],
+            kind,
+        )
+
+    async def give_up(self) -> None:
+        """At the end of the worker: conclude as timed out what ran out of time and ran on; the rest stays leased."""
+        for run in self.active.values():
+            run.interrupt()  # ends the wait for a thread
+        jobs = [run.job for run in self.active.values() if run.job is not None]
+        if jobs:
+            await asyncio.wait(jobs, timeout=_LAST_CHANCE)
+        self.stuck.update(self.active.values())
+        for run in list(self.active.values()):
+            if run.context.cancel_reason == "timeout":
+                self._finish(run, self._timed_out(run, None))
 
     def _tell(self, context: Context, outcome: Outcome, seconds: float) -> None:
         """Tell the observers of a run, or (after 0.0 s) of a message that was not run."""
@@ -291,7 +299,8 @@ class Runs:
 
     def first_deadline(self) -> float:
         """By the loop's clock, which is ``time.monotonic``."""
-        return min((run.started + self._limit(run) for run in list(self.active.values())), default=0.0)
+        running = [run for run in list(self.active.values()) if run not in self.stuck]
+        return min((run.started + self._limits.hard(run) for run in running), default=0.0)
 
 
 def _log_dead(delivery: Delivery, request: Request | None, outcome: Dead) -> None:

@@ -60,6 +60,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     lease: float = 30.0
     #: A task without a `timeout` of its own may run this long.
     timeout: float = 3600.0
+    #: A run that was told to end has this long to do so; then a child process is killed, and anything else that
+    #: still runs is reported as stuck.
+    kill_after: float = 5.0
+    #: A child process makes way for a fresh one after so many tasks; None lets it live.
+    process_max_tasks: int | None = None
     #: A message whose holder was lost this often is buried.
     max_deliveries: int = 5
     #: A message whose task no worker here knows waits this long for one that does, then it is buried.
@@ -72,11 +77,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         deliveries: object = self.max_deliveries
         if type(deliveries) is not int or deliveries < 1:
             raise ConfigurationError(f"max_deliveries is an integer, 1 or more; got {deliveries!r}")
+        tasks: object = self.process_max_tasks
+        if tasks is not None and (type(tasks) is not int or tasks < 1):
+            raise ConfigurationError(f"process_max_tasks is an integer, 1 or more, or None; got {tasks!r}")
         if self.delayed_queue_type not in ("quorum", "classic"):
             raise ConfigurationError(f"delayed_queue_type is quorum or classic, got {self.delayed_queue_type!r}")
         if self.result_serializer == "auth":
             raise ConfigurationError("results are not signed; choose another result_serializer")
-        for name in ("send_timeout", "lease", "timeout"):
+        for name in ("send_timeout", "lease", "timeout", "kill_after"):
             if not is_seconds(getattr(self, name)) or not getattr(self, name):
                 raise ConfigurationError(f"{name} is a number of seconds over 0, got {getattr(self, name)!r}")
         if not is_seconds(self.unknown_grace):

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from aqueue.backoff import pause
+from aqueue.exits import how_it_ended, oom_kills
 from aqueue.vitals import Vitals
 
 #: Seconds between two looks at the workers; less where leases are short: so many looks in the time of one.
@@ -60,6 +61,8 @@ class Options:
     queues: str = ""
     concurrency: int = 100
     threads: int = 16
+    #: 0: one for each CPU.
+    processes: int = 0
     loglevel: str = "info"
     log_format: str = "human"
     name: str = "worker"
@@ -102,7 +105,8 @@ class Child:
         self.started = time.monotonic()
         #: A random part of one tenth more for each process, so that they are not all replaced at once.
         self.more = 1 + random.random() / 10
-        self.vitals = Vitals.create(_RECEIPTS_A_SLOT * (options.concurrency + options.threads))
+        slots = options.concurrency + options.threads + (options.processes or os.cpu_count() or 1)
+        self.vitals = Vitals.create(_RECEIPTS_A_SLOT * slots)
         self.lifeline, theirs = socket.socketpair()
         self.lifeline.setblocking(False)
         words = replace(options, vitals=self.vitals.descriptor, lifeline=theirs.fileno()).words()
@@ -190,14 +194,7 @@ class Child:
         self.vitals.close()
 
     def how_it_ended(self, out_of_memory: bool) -> str:
-        code = self.process.returncode
-        if self.killed_because:
-            return self.killed_because
-        if code >= 0:
-            return f"exit code {code}"
-        name = signal.Signals(-code).name if -code in set(signal.Signals) else "unknown"
-        memory = ", out of memory" if out_of_memory and -code == signal.SIGKILL else ""
-        return f"signal {-code} ({name}){memory}"
+        return self.killed_because or how_it_ended(self.process.returncode, out_of_memory)
 
 
 class Supervisor:
@@ -212,7 +209,7 @@ class Supervisor:
         #: What the last process of a number held when it died, and how it died; told to the next.
         self._losses: dict[int, dict[str, Any]] = {}
         self._log = Log(options)
-        self._oom_kills = _oom_kills()
+        self._oom_kills = oom_kills()
         #: Whether any worker was ever ready.
         self._worked = False
         self._stopping = False
@@ -338,7 +335,7 @@ class Supervisor:
     def _ended(self, child: Child) -> None:
         self.children.remove(child)
         code = child.process.returncode
-        kills, self._oom_kills = self._oom_kills, _oom_kills()
+        kills, self._oom_kills = self._oom_kills, oom_kills()
         how = child.how_it_ended(self._oom_kills > kills)
         held = child.vitals.receipts() if code else []
         child.close()
@@ -433,15 +430,6 @@ def _numbered(name: str, number: int) -> str:
     """``worker`` to ``worker-2``, ``worker@%h`` to ``worker-2@%h``."""
     local, at, host = name.partition("@")
     return f"{local}-{number}{at}{host}"
-
-
-def _oom_kills() -> int:
-    """How many processes of our control group the system has ended for want of memory."""
-    try:
-        lines = Path("/sys/fs/cgroup/memory.events").read_text().splitlines()
-        return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
-    except (OSError, ValueError, IndexError):
-        return 0
 
 
 def main(words: Sequence[str]) -> int:

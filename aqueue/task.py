@@ -18,7 +18,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 #: Where a task's function runs.
-Kind = Literal["coroutine", "thread"]
+Kind = Literal["coroutine", "thread", "process"]
 
 
 class Definition(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,6 +31,10 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True):
     retry: Retry | None = None
     #: Seconds a run may take; None leaves it to the app's settings.
     timeout: float | None = None
+    #: Seconds after which it is warned.
+    soft_timeout: float | None = None
+    #: Bytes that a child process may have while it runs this.
+    memory: int | None = None
     #: The first parameter is a `Context`.
     takes_context: bool = False
     #: The first parameter is Celery's ``self``.
@@ -152,7 +156,7 @@ class AsyncTask(Task[P, R]):
 
 
 class SyncTask(Task[P, R]):
-    """A plain function, which a worker runs in a thread; calling it is calling the function."""
+    """A plain function, which a worker runs in a thread or a child process; calling it is calling the function."""
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         value: R = self._call(args, kwargs)

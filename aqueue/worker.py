@@ -15,7 +15,8 @@ supervisor starts it again, and leases bring the work back.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Mapping, Sequence
+import os
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final, NoReturn
 
@@ -24,7 +25,9 @@ from aqueue.backoff import pause
 from aqueue.broker import Broker, Delivery
 from aqueue.errors import BrokerUnavailable
 from aqueue.identifiers import node_name
-from aqueue.runners import ThreadPool, runner_for
+from aqueue.process_pool import ProcessPool
+from aqueue.run import Run
+from aqueue.runners import Runners, ThreadPool
 from aqueue.runs import Runs
 from aqueue.slots import Slots
 from aqueue.task import Kind
@@ -45,7 +48,8 @@ class Worker:
     """Runs an app's tasks until stopped. Used once, on one event loop.
 
     ``queues`` defaults to every queue that the app names. ``concurrency`` bounds the coroutines, ``threads``
-    the plain functions that run at once. ``grace`` is how long (seconds) running tasks may go on after `stop`. A loop
+    the plain functions that run at once, in threads; ``processes``, by default one for each CPU, those that run in
+    child processes. ``grace`` is how long (seconds) running tasks may go on after `stop`. A loop
     that has been blocked for ``max_stall`` seconds loses its messages to others. ``vitals`` is shared with a
     supervisor.
     """
@@ -57,6 +61,7 @@ class Worker:
         queues: Sequence[str] = (),
         concurrency: int = 100,
         threads: int = 16,
+        processes: int | None = None,
         name: str = "worker",
         grace: float = 25.0,
         max_stall: float = 300.0,
@@ -68,9 +73,19 @@ class Worker:
         self.grace = grace
         self.max_stall = max_stall
         self._vitals = vitals
-        self.slots: dict[Kind, int] = {"coroutine": concurrency, "thread": threads}
+        self.slots: dict[Kind, int] = {
+            "coroutine": concurrency,
+            "thread": threads,
+            "process": processes or os.cpu_count() or 1,
+        }
         self._stopping = asyncio.Event()
         self._hurrying = asyncio.Event()
+        self._stuck: Collection[Run] = ()
+
+    @property
+    def stuck(self) -> int:
+        """Runs that were told to end and go on: their slots are taken. After `run` they may still go on."""
+        return len(self._stuck)
 
     def stop(self) -> None:
         """Claim nothing more, and end when the running tasks have; called again, give them back at once."""
@@ -87,7 +102,9 @@ class Worker:
             threads = ThreadPool(self.slots["thread"], asyncio.get_running_loop())
             stack.callback(threads.close)
             slots = Slots(self.slots, whole=producer.broker.pushes)
-            runner = runner_for(threads, self.app.tasks)
+            processes = ProcessPool(self.app.tasks, self.app.settings)
+            stack.push_async_callback(processes.close)
+            runners = Runners(threads, processes, self.app.tasks)
             runs = Runs(
                 self.app,
                 self.name,
@@ -95,11 +112,12 @@ class Worker:
                 producer.broker,
                 producer.store,
                 slots,
-                runner,
+                runners,
                 queues=self.queues,
                 max_stall=self.max_stall,
                 vitals=self._vitals,
             )
+            self._stuck = runs.stuck
             for watching in (runs.leases, runs.guardian):
                 watching.start()
                 stack.callback(watching.stop)
@@ -159,7 +177,7 @@ class Worker:
         if runs.active:
             logger.info("waiting up to %g s for %d running tasks", self.grace, len(runs.active))
         hurrying = asyncio.create_task(self._hurrying.wait())
-        jobs = [run.job for run in runs.active.values() if run.job is not None]
+        jobs = _jobs(runs)
         if jobs:
             watched: list[asyncio.Future[Any]] = [asyncio.gather(*jobs), hurrying]
             await asyncio.wait(watched, timeout=self.grace, return_when=asyncio.FIRST_COMPLETED)
@@ -168,13 +186,22 @@ class Worker:
 
 async def _end(runs: Runs) -> None:
     """Stop what still runs; its messages go back to the front, uncounted."""
-    jobs = [run.job for run in runs.active.values() if run.job is not None]
     for run in list(runs.active.values()):
         run.end("shutdown")
-    if jobs:
-        _, stuck = await asyncio.wait(jobs, timeout=_FAREWELL)
-        if stuck:
-            logger.error("%d tasks ignore that they were cancelled; their leases will end by themselves", len(stuck))
+    if jobs := _jobs(runs):
+        await asyncio.wait(jobs, timeout=_FAREWELL)
+    await runs.give_up()
+    if runs.stuck:
+        logger.error(
+            "%d tasks ignore that they were told to end; those that ran out of time are settled so, the leases of the "
+            "others will end by themselves",
+            len(runs.stuck),
+        )
+
+
+def _jobs(runs: Runs) -> "list[asyncio.Task[None]]":
+    """What is worth waiting for."""
+    return [run.job for run in runs.active.values() if run.job is not None and run not in runs.stuck]
 
 
 async def _cancel(*tasks: "asyncio.Task[Any]") -> None:

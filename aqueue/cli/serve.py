@@ -12,7 +12,7 @@ import socket
 import sys
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import Any, Final
 
 import aqueue
 from aqueue.cli import logs
@@ -20,6 +20,7 @@ from aqueue.cli.locate import load_app
 from aqueue.errors import AQueueError, ConfigurationError
 from aqueue.options import check_queue
 from aqueue.supervisor import Options
+from aqueue.task import Kind
 from aqueue.vitals import Vitals
 from aqueue.watchdog import WorkerStuck
 from aqueue.worker import Worker
@@ -59,6 +60,7 @@ async def _work(app: aqueue.AQueue, queues: list[str], options: Options) -> None
         queues=queues,
         concurrency=options.concurrency,
         threads=options.threads,
+        processes=options.processes,
         name=options.name,
         grace=options.grace,
         max_stall=options.max_stall,
@@ -73,6 +75,9 @@ async def _work(app: aqueue.AQueue, queues: list[str], options: Options) -> None
     await worker.run()
     if lifeline is not None:
         lifeline.close()
+    if worker.stuck:  # nothing else ends a coroutine that ignores being cancelled
+        logging.shutdown()
+        os._exit(0)
 
 
 class Lifeline:
@@ -114,6 +119,9 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return factory
 
 
+_KINDS: Final[dict[Kind, str]] = {"coroutine": "coroutines", "thread": "threads", "process": "processes"}
+
+
 def banner(worker: Worker) -> str:
     """What a worker says of itself at the start."""
     app = worker.app
@@ -127,7 +135,7 @@ def banner(worker: Worker) -> str:
         f"  broker    {app.servers.broker_name}",
         f"  results   {app.servers.store_name}",
         f"  queues    {', '.join(worker.queues)}",
-        f"  slots     {worker.slots['coroutine']} coroutines, {worker.slots['thread']} threads",
+        f"  slots     {', '.join(f'{worker.slots[kind]} {name}' for kind, name in _KINDS.items())}",
         f"  limits    a task may run {app.settings.timeout:g} s unless it says otherwise, block {worker.max_stall:g} s",
         f"  delivery  at least once; again {lease:g} to {lease * 1.75:g} s after a worker was lost",
         f"  tasks     {len(tasks)}{'' if tasks else nothing}",

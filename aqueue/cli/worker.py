@@ -24,6 +24,9 @@ def work(
     ] = "",
     concurrency: Annotated[int, typer.Option("--concurrency", "-c", min=1, help="Coroutines at once.")] = 100,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Plain functions at once.")] = 16,
+    processes: Annotated[
+        int, typer.Option("--processes", min=0, help="Functions in processes of their own at once; 0: one per CPU.")
+    ] = 0,
     loglevel: Annotated[str, typer.Option("--loglevel", "-l", help="debug, info, warning, error.")] = "info",
     log_format: Annotated[str, typer.Option("--log-format", help="human or json.")] = "human",
     name: Annotated[str, typer.Option("--hostname", "-n", help="The worker's name; %h is the host.")] = "worker",
@@ -48,6 +51,7 @@ def work(
         queues=queues,
         concurrency=concurrency,
         threads=threads,
+        processes=processes,
         loglevel=loglevel,
         log_format=log_format,
         name=name,

@@ -8,8 +8,8 @@ import pytest
 from aqueue import AQueue, Settings
 from aqueue.admission import UNKNOWN_SINCE, admit, task_id_of, understand
 from aqueue.broker import Delivery
-from aqueue.errors import BadMessage
-from aqueue.failures import NotRegistered, WorkerLostError, remote_error
+from aqueue.errors import BadMessage, WorkerLostError
+from aqueue.failures import NotRegistered, remote_error
 from aqueue.outcome import Dead, GiveBack, Outcome, PutOff, Revoked
 from aqueue.protocol import Request, Unreadable
 from aqueue.serialization import Serializer

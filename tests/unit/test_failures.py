@@ -7,15 +7,8 @@ from typing import Any
 
 import pytest
 
-from aqueue.failures import (
-    NotRegistered,
-    Rejected,
-    SoftTimeLimitExceeded,
-    TimeLimitExceeded,
-    WorkerLostError,
-    remote_error,
-    traceback_text,
-)
+from aqueue.errors import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
+from aqueue.failures import NotRegistered, Rejected, remote_error, traceback_text
 from aqueue.results import FAILURE, Documents, RemoteError, Result, StoreOptions
 from aqueue.retry import Retry
 from tests.unit.elements import error_of, quickly

@@ -11,8 +11,16 @@ import pytest
 from aqueue import AQueue, Context, Ignore, InvalidArguments, Reject, Retry, Settings
 from aqueue.admission import understand
 from aqueue.broker import Ack, Bury, Delivery, Release
-from aqueue.errors import BadMessage, ConfigurationError, ControlFlow, EncodeError, MessageTooLarge, RetryTask
-from aqueue.failures import MaxRetriesExceeded, NotRegistered, Rejected, TimeLimitExceeded
+from aqueue.errors import (
+    BadMessage,
+    ConfigurationError,
+    ControlFlow,
+    EncodeError,
+    MessageTooLarge,
+    RetryTask,
+    TimeLimitExceeded,
+)
+from aqueue.failures import MaxRetriesExceeded, NotRegistered, Rejected
 from aqueue.outcome import Again, Dead, Done, Failed, GiveBack, Outcome, PutOff, Revoked, Skipped
 from aqueue.protocol import Message, Record, Request, Unreadable
 from aqueue.results import Documents, RemoteError, Result, StoreOptions

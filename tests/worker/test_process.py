@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from aqueue import AQueue, Settings
+from aqueue import AQueue, Settings, TaskFailed
 from aqueue.url import Url
 from tests.kit.waiting import until
 from tests.kit.workers import WorkerProcess
@@ -21,7 +21,7 @@ SHOP = """
 import asyncio, os, time
 from aqueue import AQueue, Context, Settings
 
-app = AQueue("shop", broker=os.environ["BROKER"], settings=Settings(lease=1.0, unknown_grace=0))
+app = AQueue("shop", broker=os.environ["BROKER"], settings=Settings(lease=1.0, unknown_grace=0, kill_after=0.2))
 
 def note(text):
     with open("ran", "a") as file:
@@ -57,6 +57,15 @@ async def die(ctx: Context) -> str:
     if ctx.deliveries == 1:
         os._exit(9)
     return f"delivery {ctx.deliveries}"
+
+@app.task(timeout=0.1)
+async def deaf() -> None:
+    while True:
+        try:
+            note("deaf")
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            continue
 
 @app.task
 async def fail() -> None:
@@ -196,6 +205,19 @@ async def test_a_task_that_kills_its_process_is_delivered_again_and_counted(
     assert worker.worker_pid() != first
     assert f"worker process 1 (pid {first}) has died" in worker.log
     assert "exit code 9" in worker.log
+
+
+@pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
+async def test_a_coroutine_that_ignores_being_cancelled_does_not_keep_the_process(spawn: Spawn, client: AQueue) -> None:
+    worker = spawn("--grace", "20").ready()
+    result = await client.send_task("shop.deaf")
+    await until(lambda: "still runs after" in worker.log, "it is stuck")
+    start = time.monotonic()
+    worker.terminate()
+    assert worker.wait() == 0
+    assert time.monotonic() - start < 5
+    with pytest.raises(TaskFailed, match="TimeLimitExceeded"):
+        await result.get(5)
 
 
 @pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
