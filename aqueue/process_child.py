@@ -36,6 +36,7 @@ from aqueue.process_link import (
     Exit,
     Logged,
     Raised,
+    Ready,
     Returned,
     Setup,
     State,
@@ -152,6 +153,7 @@ class Child:
         root.addHandler(_ToWorker(self._link))
         root.setLevel(setup.log_level)
         failure = _prepare(setup)
+        self._link.send(Ready())
         while (job := self._jobs.get()) is not None:
             self._link.send(_answer(job, failure))
 

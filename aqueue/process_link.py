@@ -2,8 +2,8 @@
 
 ::
 
-    worker ── Setup, Call, Warn, End, Told, Exit ──> child
-    worker <── Returned, Raised, State, Logged ───── child
+    worker ── Setup, Call, Warn, End, Told, Exit ──────────> child
+    worker <── Ready, Returned, Raised, State, Logged ────── child
 
 Values of the task's own are pickled apart, as bytes inside these, so that a value which can't be rebuilt is a
 failure of its task and of nothing else. Both ends run the same code, as the same user.
@@ -77,6 +77,10 @@ class Told(msgspec.Struct, frozen=True):
 
 class Exit(msgspec.Struct, frozen=True):
     """There will be no more calls."""
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """All is imported, as far as it can be."""
 
 
 class Returned(msgspec.Struct, frozen=True):

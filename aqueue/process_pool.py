@@ -16,16 +16,17 @@ import pickle
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, cast
 
 import msgspec
 
 from aqueue.context import Context
 from aqueue.errors import (
+    ConfigurationError,
     EncodeError,
     InvalidArguments,
     MessageTooLarge,
@@ -35,7 +36,21 @@ from aqueue.errors import (
 )
 from aqueue.exits import how_it_ended, oom_kills
 from aqueue.failures import ProcessTaskError, RemoteTraceback
-from aqueue.process_link import Call, End, Exit, Logged, Raised, Returned, Setup, State, Told, Unpacker, Warn, pack
+from aqueue.process_link import (
+    Call,
+    End,
+    Exit,
+    Logged,
+    Raised,
+    Ready,
+    Returned,
+    Setup,
+    State,
+    Told,
+    Unpacker,
+    Warn,
+    pack,
+)
 from aqueue.protocol import NOTHING_FOLLOWS
 from aqueue.saferepr import printable
 from aqueue.settings import Settings
@@ -46,6 +61,8 @@ _CODE: Final = "import sys; sys.path.insert(0, {!r}); from aqueue.process_child 
 _CHILD: Final = "aqueue.process_child"
 #: Seconds between a child's last word and its death, or the other way round; then it is helped.
 _LAST_WORDS: Final = 1.0
+#: Seconds in which a child must have imported its modules.
+_START: Final = 300.0
 #: Seconds that idle children may take to end by themselves, and busy ones when the worker ends.
 _FAREWELL: Final = 3.0
 
@@ -85,6 +102,8 @@ class Child(asyncio.Protocol):
         self._context: Context | None = None
         self._answer: asyncio.Future[Answer] | None = None
         self._telling: set[asyncio.Task[None]] = set()
+        #: Set when calls can be answered at once, or never.
+        self.ready = asyncio.Event()
         #: Calls so far.
         self.calls = 0
         #: To be let go after the call that it runs.
@@ -95,8 +114,7 @@ class Child(asyncio.Protocol):
     # --- the connection ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport), "a socket's transport writes"
-        self._transport = transport
+        self._transport = cast(asyncio.WriteTransport, transport)
 
     def data_received(self, data: bytes) -> None:
         for message in self._unpacker.feed(data):
@@ -114,6 +132,8 @@ class Child(asyncio.Protocol):
             case Returned() | Raised():
                 self.worn |= isinstance(message, Raised) and message.worn
                 self._conclude(message)
+            case Ready():
+                self.ready.set()
             case State() if self._context is not None:
                 telling = self._loop.create_task(self._tell(self._context, message))
                 self._telling.add(telling)
@@ -185,8 +205,18 @@ class Child(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
         self.worn = True
+        self.ready.set()
         self._conclude(Died(code))
         return code
+
+
+def check_not_in_a_child() -> None:
+    """Raises ConfigurationError where a worker is made by a script that its child process imports."""
+    if _CHILD in sys.modules:
+        raise ConfigurationError(
+            "a child process of a worker imports this script, which would start one more worker: put the code that "
+            'starts it under `if __name__ == "__main__":`'
+        )
 
 
 class ProcessPool:
@@ -197,6 +227,8 @@ class ProcessPool:
         self._settings = settings
         self._loop = asyncio.get_running_loop()
         self._children: set[Child] = set()
+        #: For whom each child is that is not idle.
+        self._taken: dict[Context, Child] = {}
         #: The one used last is used first: it is the warmest.
         self._idle: list[Child] = []
         self._starting: set[asyncio.Task[Child]] = set()
@@ -209,21 +241,21 @@ class ProcessPool:
         or raises only when the task doesn't run any more: a run that is cancelled ends or is killed first.
         """
         arguments = _arguments(task, context)
-        too_early: list[float] = []
-        child = await self._take(too_early.append)
+        await self.take(context)
+        child = self._taken[context]
         call = _call(task, context, child.calls + 1, arguments)
         answered = child.begin(call, context)
         try:
-            for seconds in too_early:
-                child.send(Warn(call.number, seconds))
-            await _wait(answered, lambda seconds: child.send(Warn(call.number, seconds)))
+            while not answered.done():
+                try:
+                    await asyncio.wait([answered])
+                except SoftTimeLimitExceeded as error:
+                    child.send(Warn(call.number, error.args[0]))
         except asyncio.CancelledError:
             await self._end(child, call, answered, context.cancel_reason or "cancelled")
             answer = answered.result()
             if not isinstance(answer, Returned) or context.cancel_reason != "shutdown":
                 raise
-        finally:
-            self._give(child)
         return self._value(task, answered.result())
 
     async def _end(self, child: Child, call: Call, answered: "asyncio.Future[Answer]", reason: str) -> None:
@@ -238,27 +270,38 @@ class ProcessPool:
 
     # --- children ---
 
-    async def _take(self, warn: Callable[[float], None]) -> Child:
+    async def take(self, context: Context) -> None:
+        """Have a child ready for a run, until `give`. Raises WorkerLostError when none can be had."""
+        if context in self._taken and not self._taken[context].worn:
+            return
         while self._idle:
             child = self._idle.pop()
-            if not child.death.done():
-                return child
+            if not child.worn:
+                self._taken[context] = child
+                return
         starting = self._loop.create_task(self._start())
         self._starting.add(starting)
-        starting.add_done_callback(self._starting.discard)
         try:
-            await _wait(starting, warn)
+            await asyncio.wait([starting])
         except asyncio.CancelledError:
             starting.add_done_callback(self._spare)
             raise
-        return starting.result()
+        finally:
+            starting.add_done_callback(self._starting.discard)
+        self._taken[context] = starting.result()
+
+    def give(self, context: Context) -> None:
+        """The run needs its child no more."""
+        child = self._taken.pop(context, None)
+        if child is not None:
+            self._keep(child)
 
     def _spare(self, starting: "asyncio.Task[Child]") -> None:
         """Keep a child for which nobody waits any more."""
         if not starting.cancelled() and starting.exception() is None:
-            self._give(starting.result())
+            self._keep(starting.result())
 
-    def _give(self, child: Child) -> None:
+    def _keep(self, child: Child) -> None:
         if child.worn or child.calls >= (self._settings.process_max_tasks or sys.maxsize):
             child.let_go()
         else:
@@ -288,7 +331,15 @@ class ProcessPool:
         self._children.add(child)
         child.death.add_done_callback(lambda _: self._children.discard(child))
         await self._loop.create_unix_connection(lambda: child, sock=ours)
-        child.send(_setup(self._tasks.values()))
+        setup = _setup(self._tasks.values())
+        child.send(setup)
+        try:
+            await asyncio.wait_for(child.ready.wait(), _START)
+        except TimeoutError:
+            child.kill()
+        if child.worn:
+            how = how_it_ended(await child.death, out_of_memory=False)
+            raise WorkerLostError(f"a child process ended while it imported {', '.join(setup.modules)}: {how}")
         return child
 
     def where(self, context: Context) -> str:
@@ -297,15 +348,16 @@ class ProcessPool:
 
     async def close(self) -> None:
         """End all children; those that are idle by themselves."""
-        if self._starting:
-            await asyncio.wait(self._starting)
         idle, self._idle = self._idle, []
         for child in idle:
             child.let_go()
-        for child in self._children.difference(idle):
-            child.kill()
-        if deaths := [child.death for child in self._children]:
-            await asyncio.wait(deaths)
+        while self._starting or self._children.difference(idle):
+            for child in self._children.difference(idle):
+                child.kill()
+            ending: list[asyncio.Future[Any]] = [*self._starting, *(child.death for child in self._children)]
+            await asyncio.wait(ending, timeout=_LAST_WORDS, return_when=asyncio.FIRST_COMPLETED)
+        if idle:
+            await asyncio.wait([child.death for child in idle])
 
     # --- answers ---
 
@@ -325,15 +377,6 @@ class ProcessPool:
         if code == -signal.SIGKILL and self._oom_kills == before:
             how += ", which is how a system that is out of memory ends processes"
         return how if memory is None else f"{how}, under a memory limit of {memory:,} bytes"
-
-
-async def _wait(future: "asyncio.Future[Any]", warn: Callable[[float], None]) -> None:
-    """Wait for a future, which is not cancelled with the waiting. ``warn`` is told of a soft limit that passes."""
-    while not future.done():
-        try:
-            await asyncio.wait([future])
-        except SoftTimeLimitExceeded as error:
-            warn(error.args[0])
 
 
 def _arguments(task: Task[..., Any], context: Context) -> bytes:

@@ -121,7 +121,8 @@ class TimeLimits:
 
     def watch(self, runs: Sequence[Run]) -> None:
         """Set timers, but not yet: most runs end soon, and never need one."""
-        self._loop.call_later(min(_SOON, *map(self._first, runs)), self._set_timers, runs)
+        if runs:
+            self._loop.call_later(min(_SOON, *map(self._first, runs)), self._set_timers, runs)
 
     def _set_timers(self, runs: Sequence[Run]) -> None:
         for run in runs:

@@ -163,6 +163,14 @@ class Runners:
             return self._processes.run(task, context)
         return self._threads.run(task, context)
 
+    async def take(self, context: Context) -> None:
+        """Have the process ready that a run needs. Raises WorkerLostError."""
+        await self._processes.take(context)
+
+    def give(self, context: Context) -> None:
+        """The run has ended, in whatever way."""
+        self._processes.give(context)
+
     def where(self, task: Task[..., Any], context: Context, job: "asyncio.Task[Any] | None") -> str:
         """Where a run is, for people: file and line."""
         if task.definition.kind == "thread":

@@ -118,7 +118,8 @@ class Runs:
         for queue, kinds in met.items():
             self._slots.meet(queue, frozenset(kinds))
         if begun:
-            self._limits.watch(begun)
+            # A process's time begins later, see `_take_process`.
+            self._limits.watch([run for run in begun if run.task.definition.kind != "process"])
 
     def _start(self, delivery: Delivery, request: Request, task: Task[..., Any], started: float) -> Run:
         context = Context(
@@ -155,6 +156,8 @@ class Runs:
             too_early = run.context.cancel_reason
             if too_early is not None:
                 return self._interrupted(run, asyncio.CancelledError(too_early))
+            if run.task.definition.kind == "process":
+                await self._take_process(run)
             for gate in self._app.gates:
                 refused = await gate(run.context)
                 if refused is not None:
@@ -167,6 +170,12 @@ class Runs:
             return self._timed_out(run, None) if run.context.cancel_reason == "timeout" else Done(value)
         except BaseException as error:  # noqa: BLE001 - whatever a task raises is its outcome
             return self._interrupted(run, error)
+
+    async def _take_process(self, run: Run) -> None:
+        """Its time begins when its process is ready: imports may take longer than the task."""
+        await self._runners.take(run.context)
+        run.started = self._loop.time()
+        self._limits.watch([run])
 
     def _interrupted(self, run: Run, error: BaseException) -> Outcome | None:
         reason = run.context.cancel_reason
@@ -204,6 +213,8 @@ class Runs:
             return  # it was given up
         self.ended += 1
         self._slots.give(run.task.definition.kind)
+        if run.task.definition.kind == "process":
+            self._runners.give(run.context)
         self.room.set()
         if outcome is not None:
             self._conclude(run.delivery, run.request, run.task, outcome)

@@ -25,7 +25,7 @@ from aqueue.backoff import pause
 from aqueue.broker import Broker, Delivery
 from aqueue.errors import BrokerUnavailable
 from aqueue.identifiers import node_name
-from aqueue.process_pool import ProcessPool
+from aqueue.process_pool import ProcessPool, check_not_in_a_child
 from aqueue.run import Run
 from aqueue.runners import Runners, ThreadPool
 from aqueue.runs import Runs
@@ -67,6 +67,7 @@ class Worker:
         max_stall: float = 300.0,
         vitals: Vitals | None = None,
     ) -> None:
+        check_not_in_a_child()
         self.app = app
         self.queues = list(queues) or app.queues()
         self.name = node_name(name)

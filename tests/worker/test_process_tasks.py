@@ -4,15 +4,25 @@ import asyncio
 import logging
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aqueue import AQueue, ConfigurationError, Retry, SyncTask, TaskFailed, WorkerLostError
+import aqueue
+from aqueue import AQueue, ConfigurationError, Retry, Settings, SyncTask, TaskFailed, WorkerLostError
+from aqueue.process_pool import ProcessPool
+from aqueue.runners import Runners, ThreadPool
+from aqueue.runs import Runs
+from aqueue.slots import Slots
+from aqueue.url import Url
 from tests.kit.waiting import until
+from tests.kit.workers import WorkerProcess
 from tests.worker import process_tasks
 from tests.worker.conftest import MakeApp, StartWorker, running
 
@@ -297,3 +307,160 @@ def test_what_can_not_run_in_a_process_is_refused() -> None:
             app.task(run="process", memory=memory)(process_tasks.add)
     made = app.task(run="process", memory="1.5g")(process_tasks.add)
     assert made.definition.memory == 1536 * 2**20
+
+
+async def test_time_begins_when_the_process_is_ready(
+    app: AQueue, start_worker: StartWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "heavy.py").write_text("import time\ntime.sleep(1.0)\ndef light(): return 'done'\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    light = process(app, import_module("heavy").light, timeout=0.5)
+    await start_worker(app, processes=1)
+    assert await (await light.send()).get(10) == "done"
+
+
+async def test_a_child_that_is_not_needed_any_more_when_it_is_ready_is_kept(
+    app: AQueue, start_worker: StartWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slow_start.py").write_text(
+        f"import os, time\nwith open({str(tmp_path / 'pids')!r}, 'a') as file: file.write(f'{{os.getpid()}} ')\n"
+        "time.sleep(0.5)\ndef pid(): return os.getpid()\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    pid = process(app, import_module("slow_start").pid)
+    seen: list[Any] = []
+    app.add_observer(lambda context, outcome, seconds: seen.append(outcome))
+    slots = Slots({"coroutine": 1, "thread": 1, "process": 1})
+    pool = ProcessPool(app.tasks, app.settings)
+    runners = Runners(ThreadPool(1, asyncio.get_running_loop()), pool, app.tasks)
+    async with app:
+        producer = app.producer()
+        runs = Runs(app, "w", {}, producer.broker, producer.store, slots, runners)
+        await pid.send()
+        runs.accept(await producer.broker.fetch(["celery"], 1, 1))
+        (run,) = runs.active.values()
+        await until(lambda: len((tmp_path / "pids").read_text().split()) == 2, "a child starts")
+        run.end("lease lost")
+        await until(lambda: not runs.active, "the run has ended, the child not started")
+        await until(lambda: pool._idle, "the child is ready")
+        await pid.send()
+        runs.accept(await producer.broker.fetch(["celery"], 1, 1))
+        await until(lambda: not runs.active, "the next has run")
+        assert str(seen[-1].value) == (tmp_path / "pids").read_text().split()[1]
+        await pool.close()
+
+
+async def test_a_module_that_kills_its_process_fails_the_task(
+    app: AQueue, start_worker: StartWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "fatal.py").write_text(
+        f"import os, sys\nif os.getpid() != {os.getpid()}: os._exit(5)\ndef task(): return 1\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    task = process(app, import_module("fatal").task)
+    await start_worker(app, processes=1)
+    with pytest.raises(TaskFailed, match="while it imported fatal: exit code 5"):
+        await (await task.send()).get(10)
+
+
+SCRIPT = """
+import asyncio, sys
+from aqueue import AQueue
+from aqueue.worker import Worker
+
+app = AQueue("script", broker="memory://")
+
+class Odd(Exception): ...
+
+@app.task(run="process")
+def double(n: int) -> int:
+    if n < 0:
+        raise Odd(n)
+    return 2 * n
+
+async def main() -> None:
+    async with app:
+        worker = Worker(app, processes=1)
+        running = asyncio.create_task(worker.run())
+        for n in (21, -1):
+            print(await (await double.send(n)).get(10))
+        worker.stop()
+        await running
+
+"""
+
+
+@pytest.mark.parametrize("how", ["path", "module"])
+def test_a_task_defined_in_a_script_works(tmp_path: Path, how: str) -> None:
+    (tmp_path / "job.py").write_text(SCRIPT + 'if __name__ == "__main__":\n    asyncio.run(main())\n')
+    command = [sys.executable, *(["job.py"] if how == "path" else ["-m", "job"])]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=30, check=False
+    )
+    assert done.stdout == "42\n"
+    assert "TaskFailed: Odd: -1" in done.stderr
+
+
+def test_a_script_that_starts_its_worker_unguarded_is_told_so(tmp_path: Path) -> None:
+    (tmp_path / "job.py").write_text(SCRIPT + "asyncio.run(main())\n")
+    done = subprocess.run(
+        [sys.executable, "job.py"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert 'under `if __name__ == "__main__":`' in done.stderr
+
+
+def environment() -> dict[str, str]:
+    """In which a script finds the package."""
+    return {**os.environ, "PYTHONPATH": str(Path(aqueue.__file__).parent.parent)}
+
+
+WORKSHOP = """
+import os, re, subprocess
+from aqueue import AQueue, Settings
+
+app = AQueue("workshop", broker=os.environ["BROKER"], settings=Settings(lease=1.0))
+
+@app.task
+async def last(n: int) -> int:
+    return n
+
+@app.task(run="process", memory="1G")
+def send_on(n: int) -> str:
+    print("hello from the child")
+    return last.send_sync(n).id
+
+@app.task(run="process", queue="hard")
+def grind() -> None:
+    child = subprocess.Popen(["sleep", "60"])
+    with open("pids", "w") as file:
+        file.write(f"{os.getpid()} {child.pid}")
+    re.match(r"(a+)+$", "a" * 60 + "b")  # holds the interpreter's lock for ages
+"""
+
+
+@pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
+async def test_on_the_command_line(url: Url, tmp_path: Path) -> None:
+    (tmp_path / "workshop.py").write_text(WORKSHOP)
+    worker = WorkerProcess(tmp_path, "workshop:app", "--processes", "3", env={"BROKER": url.reveal()})
+    try:
+        worker.ready()
+        assert "16 threads, 3 processes" in worker.log
+        assert "workshop.send_on  celery  process" in worker.log
+        async with AQueue("client", broker=url.reveal(), settings=Settings(lease=1.0)) as client:
+            sent = await (await client.send_task("workshop.send_on", (7,))).get(15)
+            assert await client.result(sent).get(15) == 7
+            assert "hello from the child" in worker.log
+            await client.send_task("workshop.grind", queue="hard")
+            await until(lambda: (tmp_path / "pids").exists() and (tmp_path / "pids").read_text(), "it grinds")
+            pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+            assert all(map(lives, pids))
+            worker.kill()
+            await until(lambda: not any(map(lives, pids)), "the child ends with its worker, and its own child, too")
+    finally:
+        worker.process.stop()
