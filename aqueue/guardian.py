@@ -8,22 +8,17 @@ this thread stands still, too; then the supervisor sees that the loop does not t
 import asyncio
 import logging
 import sys
-import sysconfig
 import threading
 import time
-from pathlib import Path
-from types import FrameType
 from typing import Any, Final, Protocol
 
+from aqueue.frames import callers, place
 from aqueue.vitals import Vitals
 
 logger = logging.getLogger("aqueue.worker")
 
 #: Seconds between two turns of the loop that are looked for.
 _TURN: Final = 0.25
-#: Where code of ours and of the interpreter lies, and where what is installed does: not what a person looks for.
-_OURS: Final = (str(Path(__file__).parent), sysconfig.get_path("stdlib"), "<")
-_INSTALLED: Final = (*_OURS, sysconfig.get_path("purelib"))
 
 
 class Watched(Protocol):
@@ -115,17 +110,4 @@ class Guardian:
         name = None if task is None else self._watched.name_of(task)
         frame = sys._current_frames().get(self._loop_thread)  # noqa: SLF001 - the standard library's own way
         who = "something that is no task" if name is None else name
-        return who if frame is None else f"{who} at {_place(frame)}"
-
-
-def _place(innermost: FrameType) -> str:
-    """The innermost line of the application's own code; where there is none, of what is installed, or of any."""
-    found = _innermost_outside(_INSTALLED, innermost) or _innermost_outside(_OURS, innermost) or innermost
-    return f"{found.f_code.co_filename}:{found.f_lineno} in {found.f_code.co_name}"
-
-
-def _innermost_outside(folders: tuple[str, ...], frame: FrameType) -> FrameType | None:
-    at: FrameType | None = frame
-    while at is not None and at.f_code.co_filename.startswith(folders):
-        at = at.f_back
-    return at
+        return who if frame is None else f"{who} at {place(callers(frame))}"

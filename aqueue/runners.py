@@ -4,16 +4,15 @@ import asyncio
 import contextvars
 import sys
 import threading
-import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
-from types import FrameType
 from typing import Any
 
 from aqueue.context import Context
+from aqueue.frames import awaited, callers, place
 from aqueue.process_pool import ProcessPool
 from aqueue.task import Task
 
@@ -82,7 +81,7 @@ class ThreadPool:
         frames = sys._current_frames()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - documented
         for identifier, job in self._doing.items():
             if job.context is context and not job.future.done() and identifier in frames:
-                return _line_of(frames[identifier])
+                return f"at {place(callers(frames[identifier]))}"
         return "waiting for a thread"
 
     def _submit(self, function: Callable[[], Any], context: Context) -> "asyncio.Future[_Ended]":
@@ -134,19 +133,6 @@ def _nothing() -> None:
     return None
 
 
-def _line_of(frame: FrameType) -> str:
-    (last,) = traceback.extract_stack(frame, limit=1)
-    return f"at {last.filename}:{last.lineno} in {last.name}"
-
-
-def _awaited_line(job: "asyncio.Task[Any] | None") -> str:
-    """The line at which the innermost of the coroutines of a task waits, as far as they can be followed."""
-    found, waits = "", None if job is None else job.get_coro()
-    while (frame := getattr(waits, "cr_frame", None)) is not None:
-        found, waits = _line_of(frame), getattr(waits, "cr_await", None)
-    return found or "at an unknown line"
-
-
 class Runners:
     """The innermost of the onion: runs a task where its kind says, and knows where it is."""
 
@@ -177,4 +163,5 @@ class Runners:
             return self._threads.where(context)
         if task.definition.kind == "process":
             return self._processes.where(context)
-        return _awaited_line(job)
+        found = "" if job is None else place(awaited(job.get_coro()))
+        return f"at {found}" if found else "at an unknown line"
