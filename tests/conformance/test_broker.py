@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -291,6 +292,23 @@ async def test_what_is_settled_is_gone(make_broker: MakeBroker, queue: str) -> N
     assert await broker.settle([(delivery, Ack()) for delivery in claimed]) in ([], ())
     assert await depth(broker, queue) == (0, 0, 0, 0)
     assert await broker.fetch([queue], 10, COMES_BACK) == []
+
+
+async def test_what_is_settled_in_any_order_does_not_come_again(make_broker: MakeBroker, queue: str) -> None:
+    """Nor does anything else go with it, once its holder is gone."""
+    finder = await make_broker(lease=LEASE)
+    left: dict[str, str] = {}
+    for order in permutations(range(3), 2):
+        name = f"{queue}-{order[0]}{order[1]}"
+        left[name] = f"{3 - sum(order)}"
+        holder = await make_broker(lease=LEASE)
+        await holder.publish([message(name, f"{i}") for i in range(3)])
+        claimed = await holder.fetch([name], 3, 1)
+        assert await holder.settle([(claimed[i], Ack()) for i in order]) in ([], ())
+        await holder.__aexit__(None, None, None)
+    for name, kept in left.items():
+        assert names(await finder.fetch([name], 10, COMES_BACK)) == [kept], name
+        assert await depth(finder, name) == (0, 1, 0, 0)
 
 
 async def test_settling_twice_is_refused_quietly(broker: Broker, queue: str) -> None:

@@ -1,4 +1,4 @@
-"""A TCP proxy that does what networks do: cut, go silent, refuse, delay."""
+"""A TCP proxy that does what networks do: cut, also in the middle of a frame, go silent, refuse, delay."""
 
 import asyncio
 import socket
@@ -15,8 +15,10 @@ class Proxy:
         self._target = target_port
         self._loop = asyncio.new_event_loop()
         self._pairs: set[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = set()
-        self._open = asyncio.Event()
+        self._open = {"server": asyncio.Event(), "client": asyncio.Event()}
         self._refusing = False
+        #: In which direction the next bytes are cut in half.
+        self._mid_frame = ""
         self.delay = 0.0
         self.connections = 0
         self.port = 0
@@ -29,13 +31,23 @@ class Proxy:
         """Reset every connection, in both directions."""
         self._call(self._reset_all)
 
-    def silence(self) -> None:
-        """Swallow everything from now on, without closing anything: a half-open link."""
-        self._call(self._open.clear)
+    def cut_mid_frame(self, towards: str) -> None:
+        """Let half of what comes next through to ``server`` or ``client``, and end that connection."""
+        self._mid_frame = towards
+
+    def silence(self, *towards: str) -> None:
+        """Swallow everything from now on, without closing anything: a half-open link.
+
+        Named, ``server`` or ``client`` alone hears nothing more.
+        """
+        for one in towards or self._open:
+            self._call(self._open[one].clear)
 
     def heal(self) -> None:
         self._refusing = False
-        self._call(self._open.set)
+        self._mid_frame = ""
+        for one in self._open.values():
+            self._call(one.set)
 
     def refuse(self) -> None:
         """Reset every connection, and every new one at once."""
@@ -57,7 +69,8 @@ class Proxy:
         asyncio.set_event_loop(self._loop)
         server = self._loop.run_until_complete(asyncio.start_server(self._serve, "127.0.0.1", 0))
         self.port = server.sockets[0].getsockname()[1]
-        self._open.set()
+        for one in self._open.values():
+            one.set()
         started.set()
         self._loop.run_forever()
         server.close()
@@ -79,14 +92,20 @@ class Proxy:
         pair = (writer, other_writer)
         self._pairs.add(pair)
         with suppress(OSError, asyncio.CancelledError):
-            await asyncio.gather(self._forward(reader, other_writer), self._forward(other_reader, writer))
+            await asyncio.gather(
+                self._forward(reader, other_writer, "server"), self._forward(other_reader, writer, "client")
+            )
         for one in pair:  # the other end may not know that this one is gone
             one.close()
         self._pairs.discard(pair)
 
-    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, towards: str) -> None:
         while data := await reader.read(65536):
-            await self._open.wait()
+            await self._open[towards].wait()
+            if self._mid_frame == towards:
+                self._mid_frame = ""
+                writer.write(data[: len(data) // 2])
+                raise ConnectionAbortedError  # a polite end: after a reset nobody would see the half
             if self.delay:
                 await asyncio.sleep(self.delay)
             writer.write(data)

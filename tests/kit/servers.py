@@ -131,11 +131,17 @@ class RedisServer(_OneProcess):
     """A redis-server, or a Sentinel, of our own."""
 
     def __init__(
-        self, folder: Path, *arguments: str, port: int | None = None, tls: dict[str, Path] | None = None
+        self,
+        folder: Path,
+        *arguments: str,
+        port: int | None = None,
+        tls: dict[str, Path] | None = None,
+        password: str = "",
     ) -> None:
         self.port = port or free_port()
         self.folder = folder
         self._tls = tls
+        self._password = password
         self._arguments = arguments
         folder.mkdir(parents=True, exist_ok=True)
         self.start()
@@ -151,6 +157,8 @@ class RedisServer(_OneProcess):
             program, *listen, "--bind", "127.0.0.1", "--dir", str(self.folder), "--save", "", "--appendonly", "yes",
             "--appendfsync", "no", "--enable-debug-command", "local", *self._arguments,
         ]  # fmt: skip
+        if self._password:
+            command += ["--requirepass", self._password]
         log = (self.folder / "redis.log").open("ab")
         self._process = Process(command, stdout=log, stderr=log)
         log.close()
@@ -165,6 +173,8 @@ class RedisServer(_OneProcess):
 
     def client(self, db: int = 0) -> redis.Redis:
         options: dict[str, Any] = {"ssl": True, "ssl_cert_reqs": "none"} if self._tls else {}
+        if self._password:
+            options["password"] = self._password
         return redis.Redis(port=self.port, db=db, socket_timeout=5, socket_connect_timeout=5, **options)
 
     @property

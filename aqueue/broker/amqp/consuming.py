@@ -340,12 +340,14 @@ class Consumption:
                 break
             upto = tag
             together += 1
-        frames = [ack_frame(channel.number, upto, True)] if together > 1 else []
+        if together < 2:
+            upto = 0  # it has a frame of its own, like the rest
+        frames = [ack_frame(channel.number, upto, True)] if upto else []
         for entry in entries:
             tag = entry.delivered.tag
             entry.consumer.unacked -= 1
             del self._unacked[tag]
-            if not frames or tag > upto:
+            if tag > upto:
                 frames.append(ack_frame(channel.number, tag, False))
         with suppress(ConnectionLost):  # then they come again
             channel.connection.write_all(frames)
