@@ -167,6 +167,17 @@ async def test_a_settle_that_can_not_be_carried_out_leaves_the_message_leased(
     assert client.zcard("aqueue:leases") == 1
 
 
+async def test_the_mark_of_a_lease_that_was_settled_after_all_does_not_stay(
+    redis_url: str, client: redis.Redis
+) -> None:
+    async with await open_broker(redis_url, lease=0.4) as broker:
+        await broker.publish([message("q")])
+        (delivery,) = await broker.fetch(["q"], 1, 1)
+        await until(lambda: client.hlen("aqueue:suspects"), "its lease was seen ended")
+        assert not await broker.settle([(delivery, Ack())])
+        await until(lambda: not client.exists("aqueue:suspects"), "nobody is suspected any more")
+
+
 async def test_with_memory_full_work_ends_and_sends_are_refused(own_redis: RedisServer) -> None:
     client = own_redis.client()
     async with await open_broker(own_redis.url, lease=1.0) as broker:

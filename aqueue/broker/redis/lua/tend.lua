@@ -64,6 +64,9 @@ local made_ready, taken_back = 0, 0
 for _, id in ipairs(due) do
   made_ready = made_ready + ready(id)
 end
+if #ended == 0 then
+  redis.call('DEL', KEYS[3])  -- marks that are left are of leases that were renewed or settled
+end
 for i = #ended - 1, 1, -2 do  -- the newest first, so that the oldest is fetched first
   if seen_long_ago(ended[i], ended[i + 1]) then
     taken_back = taken_back + take_back(ended[i])
