@@ -17,6 +17,7 @@ from typing import (
     TypeVar,
     Unpack,
     cast,
+    get_args,
     overload,
 )
 from weakref import WeakKeyDictionary
@@ -40,6 +41,9 @@ from aqueue.task import AsyncTask, Definition, Kind, Signature, SyncTask, Task
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+#: What is promised of a task whose worker dies.
+Promise = Literal["at_least_once", "at_most_once"]
 
 
 class WorkerOptions(TypedDict, total=False):
@@ -124,6 +128,7 @@ class AQueue:
         retry: Retry | None = ...,
         run: Kind | None = ...,
         memory: int | str | None = ...,
+        delivery: Promise = ...,
         **options: Unpack[Options],
     ) -> BoundTaskDecorator: ...
     @overload
@@ -137,6 +142,7 @@ class AQueue:
         retry: Retry | None = ...,
         run: Kind | None = ...,
         memory: int | str | None = ...,
+        delivery: Promise = ...,
         **options: Unpack[Options],
     ) -> TaskDecorator: ...
     def task(
@@ -149,12 +155,16 @@ class AQueue:
         retry: Retry | None = None,
         run: Kind | None = None,
         memory: int | str | None = None,
+        delivery: Promise = "at_least_once",
         **options: Any,
     ) -> Any:
         """Make a function a task. ``async def`` runs on the worker's loop, a plain ``def`` in a thread.
 
         With ``run="process"`` a plain ``def`` runs in a child process, which can be killed; ``memory`` is what the
         process may allocate then, in bytes or as ``"2G"``.
+
+        With ``delivery="at_most_once"`` the message is settled, and that confirmed, before the task begins: whatever
+        happens then, it does not begin a second time, but it may never end.
 
         ``name`` defaults to ``module.function``. ``retry`` says whether and when it runs again, ``bind`` passes
         Celery's ``self``. The other options are defaults for every call, see `Options`. Raises
@@ -163,7 +173,7 @@ class AQueue:
         defaults = check(cast(Options, options))
 
         def register(function: Callable[..., Any]) -> Task[..., Any]:
-            return self._register(function, name, bind, retry, run, memory, defaults)
+            return self._register(function, name, bind, retry, run, memory, delivery, defaults)
 
         return register if function is None else register(function)
 
@@ -175,6 +185,7 @@ class AQueue:
         retry: Retry | None,
         run: Kind | None,
         memory: int | str | None,
+        delivery: Promise,
         options: Options,
     ) -> Task[..., Any]:
         name = name or self._name_of(function)
@@ -182,6 +193,10 @@ class AQueue:
         timeout, soft_timeout = options.get("timeout"), options.get("soft_timeout")
         options = cast(Options, {key: value for key, value in options.items() if key not in _WORKERS_OWN})
         kind = kind_of(function, name, run)
+        if delivery not in get_args(Promise):
+            raise ConfigurationError(
+                f"task {name!r}: delivery is {' or '.join(get_args(Promise))}; got {delivery!r:.40}"
+            )
         definition = Definition(
             name=name,
             kind=kind,
@@ -191,6 +206,7 @@ class AQueue:
             timeout=timeout,
             soft_timeout=soft_timeout,
             bind=bind,
+            at_most_once=delivery == "at_most_once",
             takes_context=not bind and takes_context(function),
         )
         known = self.tasks.get(name)

@@ -24,7 +24,7 @@ _KILLED: Final = 5.0
 class Run:
     """One delivery while its task runs."""
 
-    __slots__ = ("begun", "context", "delivery", "job", "limits", "request", "started", "task", "timer")
+    __slots__ = ("begun", "context", "delivery", "job", "let_go", "limits", "request", "started", "task", "timer")
 
     def __init__(
         self,
@@ -45,6 +45,8 @@ class Run:
         self.job: asyncio.Task[None] | None = None
         #: Set by the job itself: a job cancelled before that would never do a thing, not even tell of its end.
         self.begun = False
+        #: Its message was settled before the task began.
+        self.let_go = False
         self.timer: asyncio.TimerHandle | None = None
 
     def end(self, reason: str) -> None:

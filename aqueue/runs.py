@@ -14,12 +14,12 @@ from typing import Any, Final
 
 from aqueue.admission import admit, understand
 from aqueue.app import AQueue
-from aqueue.broker import Broker, Delivery, Presence
+from aqueue.broker import Ack, Broker, Delivery, Presence
 from aqueue.context import Context, enter
-from aqueue.errors import StoreUnavailable, TimeLimitExceeded
+from aqueue.errors import BrokerUnavailable, StoreUnavailable, TimeLimitExceeded, WorkerLostError
 from aqueue.guardian import Guardian
 from aqueue.leases import LeaseKeeper
-from aqueue.outcome import Dead, Done, GiveBack, Outcome, fold
+from aqueue.outcome import Dead, Done, Failed, GiveBack, Outcome, fold
 from aqueue.protocol import Request
 from aqueue.results import ResultStore
 from aqueue.retry import Retry
@@ -88,6 +88,8 @@ class Runs:
         self.ended = 0
         #: Set when a slot has become free, or a verdict is settled.
         self.room = asyncio.Event()
+        #: Set when runs that do not end hold every slot of a kind: only a new process helps.
+        self.exhausted = asyncio.Event()
         #: Fails when something in here is broken.
         self.broken: asyncio.Future[None] = self._loop.create_future()
 
@@ -164,12 +166,23 @@ class Runs:
                     return refused
             request = run.request
             run.context.args, run.context.kwargs = run.task.codec.decode(request.args, request.kwargs)
+            if run.task.definition.at_most_once and not await self._lets_go(run):
+                return None
             if self._app.settings.track_started and self._verdicts.keeps_result(request, run.task):
                 await self._report_start(request)
             value = await self._call(run.context)
             return self._timed_out(run, None) if run.context.cancel_reason == "timeout" else Done(value)
         except BaseException as error:  # noqa: BLE001 - whatever a task raises is its outcome
             return self._interrupted(run, error)
+
+    async def _lets_go(self, run: Run) -> bool:
+        """Settle the message before its task begins; False when nobody can say that it will not come again."""
+        try:
+            run.let_go = await self._broker.let_go(run.delivery)
+        except BrokerUnavailable as error:
+            logger.error("%s[%s] is not run here: %s", run.request.task, run.request.id, error)
+        self.leases.drop(run.delivery)
+        return run.let_go
 
     async def _take_process(self, run: Run) -> None:
         """Its time begins when its process is ready: imports may take longer than the task."""
@@ -217,7 +230,10 @@ class Runs:
             self._runners.give(run.context)
         self.room.set()
         if outcome is not None:
-            self._conclude(run.delivery, run.request, run.task, outcome)
+            if run.let_go:
+                self._conclude_let_go(run, outcome)
+            else:
+                self._conclude(run.delivery, run.request, run.task, outcome)
             if self._app.observers:
                 self._tell(run.context, outcome, self._loop.time() - run.started)
 
@@ -227,6 +243,16 @@ class Runs:
         self.settler.post(delivery, self._verdicts.of(delivery, request, task, outcome, self._broker.now()))
         if isinstance(outcome, Dead):
             _log_dead(delivery, request, outcome)
+
+    def _conclude_let_go(self, run: Run, outcome: Outcome) -> None:
+        """There is no message any more that could be given back or buried."""
+        if isinstance(outcome, GiveBack):
+            outcome = Failed(WorkerLostError("it was interrupted, and may not begin twice"))
+        elif isinstance(outcome, Dead):
+            outcome = Failed(outcome.error or WorkerLostError(outcome.detail))
+        verdict = self._verdicts.of(run.delivery, run.request, run.task, outcome, self._broker.now())
+        assert isinstance(verdict, Ack), "the others are made failures above"
+        self.settler.post_let_go(verdict)
 
     def _report_stuck(self, run: Run) -> None:
         kind = run.task.definition.kind
@@ -244,6 +270,8 @@ class Runs:
             self._slots.sizes[kind],
             kind,
         )
+        if held >= self._slots.sizes[kind]:
+            self.exhausted.set()
 
     async def give_up(self) -> None:
         """At the end of the worker: conclude as timed out what ran out of time and ran on; the rest stays leased."""

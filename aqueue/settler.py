@@ -14,7 +14,7 @@ import msgspec
 
 from aqueue.backoff import pause
 from aqueue.broker import Ack, Broker, Delivery, Release, Verdict
-from aqueue.errors import BrokerUnavailable, StoreUnavailable
+from aqueue.errors import BrokerUnavailable, EnqueueUnknown, StoreUnavailable
 from aqueue.results import ResultStore
 
 logger = logging.getLogger("aqueue.worker")
@@ -33,6 +33,8 @@ class Settler:
         self._store = store
         self._settled = settled
         self._mailbox: list[Settlement] = []
+        #: What follows from runs whose messages were settled before they began.
+        self._let_go: list[Ack] = []
         self._arrived = asyncio.Event()
         self._closing = False
         #: Settled together with the verdict, by a broker that keeps the results, too.
@@ -42,10 +44,15 @@ class Settler:
 
     @property
     def backlog(self) -> int:
-        return len(self._mailbox)
+        return len(self._mailbox) + len(self._let_go)
 
     def post(self, delivery: Delivery, verdict: Verdict) -> None:
         self._mailbox.append((delivery, verdict))
+        self._arrived.set()
+
+    def post_let_go(self, verdict: Ack) -> None:
+        """Like `post`, for a run whose message is settled already."""
+        self._let_go.append(verdict)
         self._arrived.set()
 
     def close(self) -> None:
@@ -55,10 +62,15 @@ class Settler:
 
     async def run(self) -> None:
         """Settle what arrives, until closed."""
-        while self._mailbox or not self._closing:
+        while self.backlog or not self._closing:
             await self._arrived.wait()
             if self._mailbox:
                 await self._settle_some()
+            if self._let_go:
+                await self._finish_let_go(self._let_go[0])
+                del self._let_go[0]
+            if not self.backlog and not self._closing:
+                self._arrived.clear()
 
     async def _settle_some(self) -> None:
         batch = self._mailbox[:_BATCH]
@@ -73,12 +85,30 @@ class Settler:
                     logger.warning("can't settle %d tasks, trying again: %s", len(batch), error)
                 await asyncio.sleep(pause(failures))
         del self._mailbox[: len(batch)]
-        if not self._mailbox and not self._closing:
-            self._arrived.clear()
         if refused and not failures:  # after a failure our first try may have been carried out unheard
             self.stale += len(refused)
             logger.warning("%d settled by nobody: their leases had ended, and they will run again", len(refused))
         self._settled(batch)
+
+    async def _finish_let_go(self, verdict: Ack) -> None:
+        """Its result is stored, and what follows is sent, which can't be one step any more."""
+        failures = 0
+        record, messages = verdict.record, verdict.publish
+        while record is not None or messages:
+            try:
+                if record is not None:
+                    await self._store.put([record])
+                    record = None
+                await self._broker.publish(messages)
+                messages = ()
+            except EnqueueUnknown as error:
+                logger.error("a retry may have been sent or not, and is not sent again: %s", error)
+                return
+            except (BrokerUnavailable, StoreUnavailable) as error:
+                failures += 1
+                if failures == 1:
+                    logger.warning("can't store what came of a task, trying again: %s", error)
+                await asyncio.sleep(pause(failures))
 
     async def _settle(self, batch: list[Settlement]) -> Sequence[Delivery]:
         if not self._together:

@@ -35,6 +35,8 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True):
     soft_timeout: float | None = None
     #: Bytes that a child process may have while it runs this.
     memory: int | None = None
+    #: Its message is settled before it begins: it may be lost, it never runs twice.
+    at_most_once: bool = False
     #: The first parameter is a `Context`.
     takes_context: bool = False
     #: The first parameter is Celery's ``self``.

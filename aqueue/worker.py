@@ -154,11 +154,12 @@ class Worker:
         settling = asyncio.create_task(runs.settler.run())
         stopping = asyncio.create_task(self._stopping.wait())
         watching = asyncio.create_task(Watchdog(intake.broker, intake).run())
+        exhausted = asyncio.create_task(self._exhausted(runs))
         try:
-            watched: list[asyncio.Future[Any]] = [taking, settling, stopping, watching, runs.broken]
+            watched: list[asyncio.Future[Any]] = [taking, settling, stopping, watching, exhausted, runs.broken]
             await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            await _cancel(taking, stopping, watching)
+            await _cancel(taking, stopping, watching, exhausted)
             if self._vitals is not None:
                 self._vitals.ready = False
             if self._stopping.is_set():
@@ -172,6 +173,15 @@ class Worker:
                 part.result()
         if runs.settler.backlog:
             logger.error("%d tasks could not be settled; their leases will end by themselves", runs.settler.backlog)
+
+    async def _exhausted(self, runs: Runs) -> None:
+        """Stop when what does not end holds every slot of a kind, if a supervisor will start another worker."""
+        await runs.exhausted.wait()
+        if self._vitals is None:
+            logger.error("all slots of a kind are held by tasks that do not end; nothing helps but to start again")
+            await asyncio.Event().wait()
+        logger.error("all slots of a kind are held by tasks that do not end; another process takes over")
+        self.stop()
 
     async def _let_finish(self, runs: Runs) -> None:
         """Give running tasks their time, unless asked to hurry."""

@@ -222,6 +222,13 @@ class Broker(Protocol):
         """Carry out verdicts; returns the deliveries that were no longer ours. Raises BrokerUnavailable."""
         ...
 
+    async def let_go(self, delivery: Delivery) -> bool:
+        """Settle it as done, before its task has begun; True once the server has said that it will not come again.
+
+        False: it was not ours any more. Raises BrokerUnavailable when the answer is missing: it may come again, or not.
+        """
+        ...
+
     async def waiting(self, queues: Sequence[str]) -> int:
         """How many messages of these queues could be claimed now. Raises BrokerUnavailable."""
         ...

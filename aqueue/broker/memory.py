@@ -231,6 +231,9 @@ class MemoryBroker:
         ordered = settling_order(verdicts)
         return [delivery for delivery, verdict in ordered if not self._server.settle(delivery, verdict, self.holder)]
 
+    async def let_go(self, delivery: Delivery) -> bool:
+        return not await self.settle([(delivery, Ack())])
+
     async def waiting(self, queues: Sequence[str]) -> int:
         with self._server.lock:
             return sum(len(self._server.ready.get(queue, ())) for queue in queues)

@@ -138,6 +138,9 @@ class SqliteBroker:
                 async with asyncio.timeout(min(left, pause, _LOOK_AGAIN)):
                     await self._changed.wait()
 
+    async def let_go(self, delivery: Delivery) -> bool:
+        return not await self.settle([(delivery, Ack())])
+
     async def waiting(self, queues: Sequence[str]) -> int:
         with _raising(BrokerUnavailable):
             return await self._file.run(lambda connection: sum(_ready(connection, queue) for queue in queues))

@@ -20,7 +20,7 @@ SHOP = """
 import asyncio, os, re, time
 from aqueue import AQueue, Context, Settings
 
-app = AQueue("shop", broker=os.environ["BROKER"], settings=Settings(lease=LEASE))
+app = AQueue("shop", broker=os.environ["BROKER"], settings=Settings(lease=LEASE, kill_after=0.5))
 
 def note(text):
     with open("ran", "a") as file:
@@ -57,6 +57,10 @@ async def die(ctx: Context, how: int) -> str:
     if ctx.deliveries == 1:
         os.kill(os.getpid(), how) if how < 64 else os._exit(how)
     return "survived"
+
+@app.task
+def stubborn() -> None:
+    time.sleep(60)
 
 @app.task
 async def grow(megabytes: int) -> None:
@@ -280,3 +284,14 @@ async def test_a_stall_is_shown_by_aqueue_workers(spawn: Spawn, client: AQueue, 
     worker.terminate()
     assert worker.wait() == 0
     assert not await inspection.workers()
+
+
+@pytest.mark.parametrize("kind", ["redis"], indirect=True)
+async def test_a_process_whose_slots_are_all_stuck_is_replaced(spawn: Spawn, client: AQueue) -> None:
+    worker = spawn("--threads", "1", "--grace", "1").ready()
+    first = worker.worker_pid()
+    await client.send_task("shop.stubborn", timeout=0.2)
+    await until(lambda: gone(first), "it is replaced", 20)
+    assert "shop.stubborn[" in worker.log
+    assert "another process takes over" in worker.log
+    assert await (await client.send_task("shop.pid")).get(20) != first

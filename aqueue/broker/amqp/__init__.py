@@ -301,6 +301,13 @@ class AmqpBroker:
         with _BORDER:
             return await self._io.call(self._consumption.settle, done, released)
 
+    async def let_go(self, delivery: Delivery) -> bool:
+        if self._consumption is None or await self.settle([(delivery, Ack())]):
+            return False
+        with _BORDER:
+            await self._io.run(self._consumption.catch_up())
+        return True
+
     async def waiting(self, queues: Sequence[str]) -> int:
         return await self.inspection.waiting(self._broadcasts.consumed(queues))
 

@@ -315,6 +315,17 @@ class Consumption:
         self._acknowledge([self._held.pop(receipt) for receipt in done if receipt not in refused])
         return refused
 
+    async def catch_up(self) -> None:
+        """Wait until the server has read what we wrote. Raises ConnectionLost, ChannelClosed."""
+        channel = self._channel
+        if channel is None:
+            raise ConnectionLost("the connection was lost before the server had answered")
+        try:
+            async with asyncio.timeout(self._options.timeout):
+                await channel.catch_up()
+        except TimeoutError:
+            raise ConnectionLost("no answer in time") from None
+
     def abandon(self, order: Order) -> None:
         """Nobody takes what a fetch has claimed, or is about to."""
         if order.serving is not None:

@@ -207,6 +207,9 @@ class RedisBroker:
             }
         )
 
+    async def let_go(self, delivery: Delivery) -> bool:
+        return not await self.settle([(delivery, Ack())])
+
     async def waiting(self, queues: Sequence[str]) -> int:
         with raising(BrokerUnavailable):
             return sum(await self._link.call_all([("LLEN", name) for name in self._keys.lists(queues)]))
