@@ -115,6 +115,10 @@ class Job:
                 self.open = True
                 context.check()  # it may have been ended on its way to us
                 return function(*before, *context.args, **context.kwargs)
+            except MemoryError as error:
+                if call.memory is not None and not error.args:
+                    error.args = (f"out of memory: this task may have {call.memory:,} bytes",)
+                raise
             finally:
                 self.open = False
 
@@ -150,8 +154,10 @@ class Child:
         os.register_at_fork(before=_hold_signal, after_in_parent=_take_signal, after_in_child=_restore_signal)
         threading.Thread(target=self._listen, args=(messages,), name="aqueue-listen", daemon=True).start()
         root = logging.getLogger()
-        root.addHandler(_ToWorker(self._link))
+        to_worker = _ToWorker(self._link)
+        root.addHandler(to_worker)
         root.setLevel(setup.log_level)
+        os.register_at_fork(after_in_child=lambda: root.removeHandler(to_worker))  # it can't reach the worker
         failure = _prepare(setup)
         self._link.send(Ready())
         while (job := self._jobs.get()) is not None:

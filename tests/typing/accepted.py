@@ -27,6 +27,12 @@ def threaded(ctx: Context, x: int) -> bytes:
 def threaded_with_options(x: int) -> None: ...
 
 
+@app.task(run="process", memory="2G", timeout=600, soft_timeout=590)
+def in_a_process(ctx: Context, x: int) -> float:
+    ctx.check()
+    return x
+
+
 @app.task(bind=True, name="bound")
 def bound(self: Any, x: int) -> str:
     return ""
@@ -57,6 +63,8 @@ async def use() -> None:
     assert_type(await with_context(1), list[str])
     assert_type(threaded(1), bytes)
     assert_type(await threaded.send(1), AsyncResult[bytes])
+    assert_type(in_a_process(1), float)
+    assert_type(await in_a_process.send(1), AsyncResult[float])
     assert_type(bound(1), str)
     assert_type(await bound.send(1), AsyncResult[str])
     assert_type(await bound_async(1), str)

@@ -15,6 +15,10 @@ async def with_context(ctx: Context, x: int) -> list[str]:
     return []
 
 
+@app.task(run="fork")  # type: ignore[call-overload, untyped-decorator]  # pyright: ignore[reportArgumentType]
+def nowhere() -> None: ...
+
+
 async def use(ctx: Context) -> None:
     await plain.send("1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     await plain.send()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
