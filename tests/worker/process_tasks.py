@@ -142,6 +142,15 @@ def warned(file: str) -> str:
     return "slept"
 
 
+def save(file: str) -> str:
+    Path(file).write_text("begun")
+    try:
+        time.sleep(30)
+    except asyncio.CancelledError as error:
+        return f"saved, as {error} came"
+    return "slept"
+
+
 def deaf(file: str) -> None:
     """Holds on, whatever it is told, and has a child of its own."""
     child = subprocess.Popen(["sleep", "60"])

@@ -308,6 +308,36 @@ async def test_a_run_that_is_ended_before_it_began_does_nothing_and_frees_its_sl
         assert not ran
 
 
+async def test_a_thread_whose_message_is_lost_keeps_its_slot_until_it_ends(
+    make_app: MakeApp, start_worker: StartWorker
+) -> None:
+    app = make_app()
+    go_on = threading.Event()
+    begun: list[str] = []
+
+    @app.task
+    def hold() -> None:
+        begun.append("hold")
+        go_on.wait(20)
+
+    async with app:
+        slots = Slots({"coroutine": 1, "thread": 1})
+        threads = ThreadPool(1, asyncio.get_running_loop())
+        runners = Runners(threads, ProcessPool(app.tasks, app.settings), app.tasks)
+        producer = app.producer()
+        runs = Runs(app, "w", {}, producer.broker, producer.store, slots, runners)
+        await hold.send()
+        runs.accept(await producer.broker.fetch(["celery"], 1, 1))
+        await until(lambda: begun, "it runs")
+        for run in runs.active.values():
+            run.end("lease lost")
+        await asyncio.sleep(0.1)
+        assert not slots.take("thread")
+        go_on.set()
+        await until(lambda: slots.take("thread"), "the slot is free")
+        threads.close()
+
+
 async def test_the_tasks_own_limits_stay_with_the_worker(app: AQueue) -> None:
     @app.task(timeout=5, soft_timeout=3)
     async def limited() -> None: ...

@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,15 @@ import pytest
 
 import aqueue
 from aqueue import AQueue, ConfigurationError, Retry, Settings, SyncTask, TaskFailed, WorkerLostError
+from aqueue.context import local_context
+from aqueue.outcome import Done, GiveBack
+from aqueue.process_link import End, Warn
 from aqueue.process_pool import ProcessPool
+from aqueue.run import Run
 from aqueue.runners import Runners, ThreadPool
 from aqueue.runs import Runs
 from aqueue.slots import Slots
+from aqueue.task import Signature
 from aqueue.url import Url
 from tests.kit.waiting import until
 from tests.kit.workers import WorkerProcess
@@ -37,6 +43,26 @@ def kind(request: pytest.FixtureRequest) -> str:
 def process(app: AQueue, function: Callable[..., Any], **options: Any) -> SyncTask[..., Any]:
     made: SyncTask[..., Any] = app.task(run="process", **options)(function)
     return made
+
+
+@asynccontextmanager
+async def runs_of(app: AQueue) -> AsyncIterator[tuple[Runs, ProcessPool]]:
+    """The runs of a worker that claims nothing by itself."""
+    pool = ProcessPool(app.tasks, app.settings)
+    runners = Runners(ThreadPool(1, asyncio.get_running_loop()), pool, app.tasks)
+    producer = app.producer()
+    slots = Slots({"coroutine": 1, "thread": 1, "process": 1})
+    try:
+        yield Runs(app, "w", {}, producer.broker, producer.store, slots, runners), pool
+    finally:
+        await pool.close()
+
+
+async def begun(app: AQueue, runs: Runs, signature: Signature[Any]) -> list[Run]:
+    """Send a call, claim it, start it; all that run now."""
+    await app.send(signature)
+    runs.accept(await app.producer().broker.fetch(["celery"], 1, 1))
+    return list(runs.active.values())
 
 
 def lives(pid: int) -> bool:
@@ -179,9 +205,10 @@ async def test_memory_is_bounded(app: AQueue, start_worker: StartWorker) -> None
     unbound = app.task(run="process", name="unbound")(process_tasks.eat)
     await start_worker(app, processes=1)
     assert await (await eat.send(16)).get(10) == 16 * 2**20
+    assert await (await unbound.send(400)).get(10) == 400 * 2**20  # in the same process: the bound was the task's alone
     with pytest.raises(TaskFailed, match="MemoryError: out of memory: this task may have 268,435,456 bytes"):
         await (await eat.send(400)).get(10)
-    assert await (await unbound.send(400)).get(10) == 400 * 2**20  # the bound was this task's alone
+    assert await (await unbound.send(400)).get(10) == 400 * 2**20
 
 
 async def test_a_soft_limit_is_raised_in_the_task(app: AQueue, start_worker: StartWorker, tmp_path: Path) -> None:
@@ -320,7 +347,7 @@ async def test_time_begins_when_the_process_is_ready(
 
 
 async def test_a_child_that_is_not_needed_any_more_when_it_is_ready_is_kept(
-    app: AQueue, start_worker: StartWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    app: AQueue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "slow_start.py").write_text(
         f"import os, time\nwith open({str(tmp_path / 'pids')!r}, 'a') as file: file.write(f'{{os.getpid()}} ')\n"
@@ -330,24 +357,51 @@ async def test_a_child_that_is_not_needed_any_more_when_it_is_ready_is_kept(
     pid = process(app, import_module("slow_start").pid)
     seen: list[Any] = []
     app.add_observer(lambda context, outcome, seconds: seen.append(outcome))
-    slots = Slots({"coroutine": 1, "thread": 1, "process": 1})
-    pool = ProcessPool(app.tasks, app.settings)
-    runners = Runners(ThreadPool(1, asyncio.get_running_loop()), pool, app.tasks)
-    async with app:
-        producer = app.producer()
-        runs = Runs(app, "w", {}, producer.broker, producer.store, slots, runners)
-        await pid.send()
-        runs.accept(await producer.broker.fetch(["celery"], 1, 1))
-        (run,) = runs.active.values()
+    async with runs_of(app) as (runs, pool):
+        (run,) = await begun(app, runs, pid.s())
         await until(lambda: len((tmp_path / "pids").read_text().split()) == 2, "a child starts")
         run.end("lease lost")
         await until(lambda: not runs.active, "the run has ended, the child not started")
         await until(lambda: pool._idle, "the child is ready")
-        await pid.send()
-        runs.accept(await producer.broker.fetch(["celery"], 1, 1))
+        await begun(app, runs, pid.s())
         await until(lambda: not runs.active, "the next has run")
         assert str(seen[-1].value) == (tmp_path / "pids").read_text().split()[1]
-        await pool.close()
+
+
+async def test_a_child_that_was_told_to_end_in_vain_is_not_used_again(app: AQueue, tmp_path: Path) -> None:
+    deaf, pid = process(app, process_tasks.deaf), process(app, process_tasks.pid)
+    seen: list[Any] = []
+    app.add_observer(lambda context, outcome, seconds: seen.append(outcome))
+    async with runs_of(app) as (runs, _):
+        (run,) = await begun(app, runs, deaf.s(str(tmp_path / "deaf")))
+        await until(lambda: (tmp_path / "deaf").exists() and (tmp_path / "deaf").read_text(), "it runs")
+        run.end("shutdown")
+        await asyncio.sleep(0.05)
+        run.interrupt()  # no more patience
+        await until(lambda: not runs.active, "it has ended")
+        await begun(app, runs, pid.s())
+        await until(lambda: not runs.active, "the next has run")
+    assert [type(outcome) for outcome in seen] == [GiveBack, Done]
+
+
+async def test_what_comes_after_the_answer_is_about_nothing(app: AQueue) -> None:
+    pid = process(app, process_tasks.pid)
+    context = local_context(pid.name, (), {})
+    async with runs_of(app) as (_, pool):
+        await pool.take(context)
+        first = await pool.run(pid, context)
+        for late in (Warn(1, 0.1), End(1, "timeout"), Warn(7, 0.1), End(7, "timeout")):
+            pool._taken[context].send(late)
+        assert [await pool.run(pid, context) for _ in range(3)] == [first] * 3
+        pool.give(context)
+
+
+async def test_what_ends_well_at_shutdown_is_done(app: AQueue, tmp_path: Path) -> None:
+    save = process(app, process_tasks.save)
+    async with running(app, processes=1, grace=0.1):
+        result = await save.send(str(tmp_path / "save"))
+        await until((tmp_path / "save").exists, "it runs")
+    assert await result.get(5) == "saved, as shutdown came"
 
 
 async def test_a_module_that_kills_its_process_fails_the_task(
@@ -460,7 +514,7 @@ async def test_on_the_command_line(url: Url, tmp_path: Path) -> None:
             await until(lambda: (tmp_path / "pids").exists() and (tmp_path / "pids").read_text(), "it grinds")
             pids = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
             assert all(map(lives, pids))
-            worker.kill()
+            os.kill(worker.worker_pid(), signal.SIGKILL)
             await until(lambda: not any(map(lives, pids)), "the child ends with its worker, and its own child, too")
     finally:
-        worker.process.stop()
+        worker.kill()
