@@ -23,6 +23,7 @@ from typing import Any, Final, Protocol, Self, TypeVar
 
 import msgspec
 
+from aqueue.broker.history import KEPT, NO_HISTORY, Death, History
 from aqueue.errors import ConfigurationError
 from aqueue.protocol import Message, Record, Unreadable
 from aqueue.serialization import Limits
@@ -35,12 +36,14 @@ class Delivery(msgspec.Struct, frozen=True):
     """A message in our hands.
 
     ``receipt`` names this claim of it, and no other: the fencing token. ``deliveries`` is 1 for the first
-    delivery; it grows only when a holder lost its lease, not when it gave the message back.
+    delivery; it grows only when a holder lost its lease, not when it gave the message back. ``history`` tells
+    of those holders.
     """
 
     message: Message | Unreadable
     receipt: str
     deliveries: int = 1
+    history: History = NO_HISTORY
 
 
 class Ack(msgspec.Struct, frozen=True):
@@ -157,6 +160,9 @@ class BrokerOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     #: Seconds a claim lasts without being extended; the same for every worker of a queue.
     lease: float = 30.0
+    #: Seconds before a message is ready again after its first, second... loss; the last counts for all further ones.
+    #: They are meant for a lease of 30 s, and shorter in proportion where the lease is shorter.
+    lost_backoff: Sequence[float] = (0.0, 5.0, 30.0, 120.0)
     #: Seconds any command may take, connecting included.
     timeout: float = 5.0
     limits: Limits = msgspec.field(default_factory=Limits)
@@ -166,6 +172,19 @@ class BrokerOptions(msgspec.Struct, frozen=True, kw_only=True):
     queues: Mapping[str, Queue] = msgspec.field(default_factory=dict[str, Queue])
     #: ``quorum`` or ``classic``: what RabbitMQ's ladder of delays is made of where it isn't there yet.
     delayed_queue_type: str = "quorum"
+
+    def pauses(self) -> list[float]:
+        """`lost_backoff` for this lease."""
+        return [pause * min(1.0, self.lease / _USUAL_LEASE) for pause in self.lost_backoff] or [0.0]
+
+    def pause_after(self, losses: int) -> float:
+        """Seconds before a message that was lost so often is ready again."""
+        pauses = self.pauses()
+        return pauses[min(losses, len(pauses)) - 1]
+
+
+#: Seconds; what `BrokerOptions.lost_backoff` is meant for.
+_USUAL_LEASE: Final = 30.0
 
 
 class Broker(Protocol):
@@ -249,8 +268,33 @@ class Broker(Protocol):
         ...
 
     @property
+    def losses(self) -> "Losses":
+        """What keeps lost messages few, and their losses explained."""
+        ...
+
+    @property
     def inspection(self) -> "Inspection":
         """What only people need."""
+        ...
+
+
+class Losses(Protocol):
+    """Beside the road of a message: what a worker does for those that its like has lost, or may lose."""
+
+    async def explain(self, receipts: Collection[str], cause: str) -> None:
+        """Say why the holder of these claims is gone, in a few words, such as ``signal 9 (SIGKILL)``.
+
+        For whoever outlives the holder. It makes no difference whether the leases have ended already. Claims that
+        were settled, or whose message has been settled or buried since, are left alone. RabbitMQ doesn't tell who
+        held a message, so there nothing is done. Raises BrokerUnavailable.
+        """
+        ...
+
+    async def give_back_untaken(self) -> None:
+        """Give back, uncounted, what the server has pushed and no fetch has taken; no more comes until the next fetch.
+
+        Only servers that push have anything to do. Raises BrokerUnavailable.
+        """
         ...
 
 
@@ -300,11 +344,38 @@ class DeadLetter(msgspec.Struct, frozen=True):
     #: The worker that buried it.
     worker: str
     message: Message | Unreadable
+    #: The holders that lost it, and its earlier deaths.
+    history: History = NO_HISTORY
 
     @property
     def raw(self) -> bytes:
         """The bytes as they came: the whole element where it was unreadable, else the body."""
         return self.message.raw if isinstance(self.message, Unreadable) else self.message.body
+
+    def after_replay(self, now: float) -> History:
+        """What is remembered of the message once it is replayed, at ``now`` (unix time): this death, no losses."""
+        death = Death(
+            self.id,
+            self.reason,
+            self.detail,
+            self.died.timestamp(),
+            now,
+            self.deliveries,
+            self.worker,
+            self.history.losses,
+        )
+        return History(deaths=(*self.history.deaths, death)[-KEPT:])
+
+
+class Sifted(msgspec.Struct, frozen=True):
+    """The ids of dead letters to put back, and of those to delete; all others stay."""
+
+    retry: Sequence[str] = ()
+    drop: Sequence[str] = ()
+
+
+#: Is shown dead letters, and says what becomes of them.
+Visit = Callable[[Sequence[DeadLetter]], Awaitable[Sifted]]
 
 
 class Recovered(msgspec.Struct, frozen=True):
@@ -342,14 +413,27 @@ class Inspection(Protocol):
         """
         ...
 
-    async def dead(self, queue: str | None = None, limit: int = 100) -> Sequence[DeadLetter]:
-        """Dead letters, the newest first."""
+    async def dead(
+        self, queue: str | None = None, limit: int = 100, where: Callable[[DeadLetter], bool] | None = None
+    ) -> Sequence[DeadLetter]:
+        """Dead letters, the newest first: those of a queue, and those for which ``where`` is true."""
         ...
 
     async def find_dead(self, id: str) -> DeadLetter | None: ...
 
+    async def sift_dead(self, visit: Visit, page: int = 500) -> tuple[int, int]:
+        """Show all dead letters, the oldest first, ``page`` at a time, and do what is said of each page.
+
+        Returns how many were put back and how many deleted. No more than a page is in memory. What dies meanwhile is
+        left for the next time; on RabbitMQ others don't see meanwhile what was shown and stays.
+        """
+        ...
+
     async def retry_dead(self, ids: Sequence[str]) -> int:
-        """Put dead letters back at the end of their queues, with a fresh delivery count."""
+        """Put dead letters back at the end of their queues, with a fresh delivery count.
+
+        Each is moved in one step, or (RabbitMQ) sent before it is deleted; its history remembers the death.
+        """
         ...
 
     async def drop_dead(self, ids: Sequence[str]) -> int: ...

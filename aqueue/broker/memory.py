@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
 from fnmatch import fnmatchcase
-from itertools import count
+from itertools import count, islice
 from types import TracebackType
 from typing import Final, Self
 
@@ -28,9 +28,11 @@ from aqueue.broker import (
     Recovered,
     Release,
     Verdict,
+    Visit,
     in_turn,
     settling_order,
 )
+from aqueue.broker.history import NO_HISTORY, History, Loss
 from aqueue.errors import EnqueueFailed
 from aqueue.protocol import Message, Unreadable
 from aqueue.url import Url
@@ -39,16 +41,30 @@ from aqueue.url import Url
 class _Entry:
     """A stored message. ``place`` orders a queue: by urgency, then by age; the front has small numbers."""
 
-    __slots__ = ("due", "lost", "message", "place")
+    __slots__ = ("due", "history", "lost", "message", "place")
 
-    def __init__(self, message: Message, place: tuple[int, int]) -> None:
+    def __init__(self, message: Message, place: tuple[int, int], history: History = NO_HISTORY) -> None:
         self.message = message
         self.place = place
         self.due = 0.0
         self.lost = 0
+        self.history = history
 
     def __lt__(self, other: "_Entry") -> bool:
         return self.place < other.place
+
+
+class _Claim:
+    """Who holds a message, since when (unix time) and until when; ``cause``: why it was lost, said before it was."""
+
+    __slots__ = ("cause", "claimed", "ends", "entry", "holder")
+
+    def __init__(self, entry: _Entry, holder: str, ends: float) -> None:
+        self.entry = entry
+        self.holder = holder
+        self.claimed = time.time()
+        self.ends = ends
+        self.cause = ""
 
 
 class MemoryServer:
@@ -58,16 +74,17 @@ class MemoryServer:
         self.lock: Final = threading.RLock()
         self.ready: dict[str, list[_Entry]] = {}
         self.parked: list[tuple[float, int, _Entry]] = []
-        #: Receipt -> the message, the end of its lease, its holder.
-        self.leased: dict[str, tuple[_Entry, float]] = {}
-        self.dead: dict[str, tuple[DeadLetter, _Entry]] = {}
+        self.leased: dict[str, _Claim] = {}
+        #: Receipts of claims that were lost -> what was lost, as long as it is not settled.
+        self.lost: dict[str, _Entry] = {}
+        self.dead: dict[str, DeadLetter] = {}
         self.workers: dict[str, Presence] = {}
         self.numbers: Final = count(1)
         self.waiters: set[Callable[[], None]] = set()
 
-    def add(self, message: Message, delay: float = 0.0) -> None:
+    def add(self, message: Message, delay: float = 0.0, history: History = NO_HISTORY) -> None:
         with self.lock:
-            self._place(_Entry(message, (0, 0)), delay)
+            self._place(_Entry(message, (0, 0), history), delay)
 
     def _place(self, entry: _Entry, delay: float, *, front: bool = False) -> None:
         number = next(self.numbers)
@@ -80,9 +97,9 @@ class MemoryServer:
         for wake in tuple(self.waiters):
             wake()
 
-    def claim(self, queues: Sequence[str], limit: int, lease: float) -> list[Delivery]:
+    def claim(self, queues: Sequence[str], limit: int, options: BrokerOptions, holder: str) -> list[Delivery]:
         with self.lock:
-            self._tend()
+            self._tend(options)
             found: list[Delivery] = []
             while len(found) < limit:
                 waiting = [self.ready[queue] for queue in queues if self.ready.get(queue)]
@@ -91,25 +108,45 @@ class MemoryServer:
                 # The first of the queues whose next message is the most urgent; `min` keeps their order.
                 entry = heapq.heappop(min(waiting, key=lambda entries: entries[0].place[0]))
                 receipt = str(next(self.numbers))
-                self.leased[receipt] = (entry, time.monotonic() + lease)
-                found.append(Delivery(entry.message, receipt, entry.lost + 1))
+                self.leased[receipt] = _Claim(entry, holder, time.monotonic() + options.lease)
+                found.append(Delivery(entry.message, receipt, entry.lost + 1, entry.history))
             return found
 
-    def _tend(self) -> None:
+    def _tend(self, options: BrokerOptions) -> None:
         now = time.monotonic()
         while self.parked and self.parked[0][0] <= now:
             _, _, entry = heapq.heappop(self.parked)
             self._place(entry, 0.0)
-        for receipt, (entry, ends) in sorted(self.leased.items(), key=lambda item: item[1][0], reverse=True):
-            if ends <= now:
-                del self.leased[receipt]
-                entry.lost += 1
-                self._place(entry, 0.0, front=True)
+        for receipt, claim in sorted(self.leased.items(), key=lambda item: item[1].entry, reverse=True):
+            if claim.ends <= now:
+                self._take_back(receipt, claim, options)
+
+    def _take_back(self, receipt: str, claim: _Claim, options: BrokerOptions) -> None:
+        del self.leased[receipt]
+        entry = claim.entry
+        entry.lost += 1
+        entry.history = entry.history.after_loss(Loss(claim.holder, claim.claimed, time.time(), claim.cause, receipt))
+        self.lost[receipt] = entry
+        self._place(entry, options.pause_after(entry.lost), front=True)
+
+    def explain(self, receipts: Collection[str], cause: str) -> None:
+        with self.lock:
+            for receipt in receipts:
+                if receipt in self.leased:
+                    self.leased[receipt].cause = cause
+                elif receipt in self.lost:
+                    entry = self.lost[receipt]
+                    entry.history = entry.history.explained(receipt, cause)
+
+    def _forget(self, entry: _Entry) -> None:
+        """It is settled: its losses matter no more."""
+        if entry.lost:
+            self.lost = {receipt: lost for receipt, lost in self.lost.items() if lost is not entry}
 
     def next_event(self) -> float:
         """Seconds until a parked message is due or a lease ends."""
         with self.lock:
-            moments = [ends for _, ends in self.leased.values()]
+            moments = [claim.ends for claim in self.leased.values()]
             if self.parked:
                 moments.append(self.parked[0][0])
             return max(0.0, min(moments) - time.monotonic()) if moments else float("inf")
@@ -120,7 +157,7 @@ class MemoryServer:
             gone = [receipt for receipt in receipts if receipt not in self.leased]
             for receipt in receipts:
                 if receipt in self.leased:
-                    self.leased[receipt] = (self.leased[receipt][0], ends)
+                    self.leased[receipt].ends = ends
             return gone
 
     def settle(self, delivery: Delivery, verdict: Verdict, holder: str) -> bool:
@@ -129,15 +166,17 @@ class MemoryServer:
             held = self.leased.pop(delivery.receipt, None)
             if held is None:
                 return False
-            entry = held[0]
+            entry = held.entry
             match verdict:
                 case Ack(publish=messages):
+                    self._forget(entry)
                     for message in messages:
                         self.add(message, message.delay)
                 case Release(delay=delay, last=last):
                     self._place(entry, delay, front=not last)
                 case Bury():
-                    self.dead[delivery.receipt] = (_dead_letter(delivery, verdict, holder), entry)
+                    self._forget(entry)
+                    self.dead[delivery.receipt] = _dead_letter(delivery, verdict, holder)
             return True
 
 
@@ -150,6 +189,7 @@ def _dead_letter(delivery: Delivery, verdict: Bury, holder: str) -> DeadLetter:
         deliveries=delivery.deliveries,
         worker=holder,
         message=delivery.message,
+        history=delivery.history,
     )
 
 
@@ -163,7 +203,7 @@ class MemoryBroker:
         self.lease = options.lease
         self.holder = ""
         self._server = server
-        self._eta_queues = options.eta_queues
+        self._options = options
         self._turn = 0
 
     @classmethod
@@ -189,7 +229,7 @@ class MemoryBroker:
         if any(message.exchange for message in messages):
             raise EnqueueFailed("memory:// has no exchanges; send to a queue")
         for message in messages:
-            at_once = any(fnmatchcase(message.queue, glob) for glob in self._eta_queues)
+            at_once = any(fnmatchcase(message.queue, glob) for glob in self._options.eta_queues)
             self._server.add(message, 0.0 if at_once else message.delay)
 
     async def fetch(self, queues: Sequence[str], limit: int, wait: float) -> Sequence[Delivery]:
@@ -207,7 +247,7 @@ class MemoryBroker:
         try:
             while True:
                 changed.clear()
-                found = self._server.claim(turned, limit, self.lease)
+                found = self._server.claim(turned, limit, self._options, self.holder)
                 left = deadline - loop.time()
                 if found or left <= 0:
                     return found
@@ -242,8 +282,25 @@ class MemoryBroker:
         """There is nothing to listen on."""
 
     @property
+    def losses(self) -> "MemoryLosses":
+        return MemoryLosses(self._server)
+
+    @property
     def inspection(self) -> "MemoryInspection":
         return MemoryInspection(self._server)
+
+
+class MemoryLosses:
+    """`aqueue.broker.Losses` of a `MemoryServer`."""
+
+    def __init__(self, server: MemoryServer) -> None:
+        self._server = server
+
+    async def explain(self, receipts: Collection[str], cause: str) -> None:
+        self._server.explain(receipts, cause)
+
+    async def give_back_untaken(self) -> None:
+        pass
 
 
 class MemoryInspection:
@@ -254,9 +311,9 @@ class MemoryInspection:
 
     async def queues(self, known: Sequence[str] = ()) -> Sequence[QueueDepth]:
         with self._server.lock:
-            leased = [entry.message.queue for entry, _ in self._server.leased.values()]
+            leased = [claim.entry.message.queue for claim in self._server.leased.values()]
             parked = [entry.message.queue for _, _, entry in self._server.parked]
-            dead = [letter.message.queue for letter, _ in self._server.dead.values()]
+            dead = [letter.message.queue for letter in self._server.dead.values()]
             ready = {name: len(entries) for name, entries in self._server.ready.items()}
         names = sorted({*ready, *leased, *parked, *dead})
         return [
@@ -280,20 +337,34 @@ class MemoryInspection:
             heapq.heapify(self._server.parked)
             return purged
 
-    async def dead(self, queue: str | None = None, limit: int = 100) -> Sequence[DeadLetter]:
+    async def dead(
+        self, queue: str | None = None, limit: int = 100, where: Callable[[DeadLetter], bool] | None = None
+    ) -> Sequence[DeadLetter]:
+        letters = (letter for letter in self._letters()[::-1] if queue in (None, letter.message.queue))
+        return list(islice(filter(where, letters) if where else letters, limit))
+
+    def _letters(self) -> list[DeadLetter]:
         with self._server.lock:
-            letters = [letter for letter, _ in reversed(self._server.dead.values())]
-        return [letter for letter in letters if queue in (None, letter.message.queue)][:limit]
+            return list(self._server.dead.values())
+
+    async def sift_dead(self, visit: Visit, page: int = 500) -> tuple[int, int]:
+        retried = dropped = 0
+        letters = self._letters()
+        for start in range(0, len(letters), page):
+            sifted = await visit(letters[start : start + page])
+            retried += await self.retry_dead(sifted.retry)
+            dropped += await self.drop_dead(sifted.drop)
+        return retried, dropped
 
     async def find_dead(self, id: str) -> DeadLetter | None:
-        found = self._server.dead.get(id)
-        return None if found is None else found[0]
+        return self._server.dead.get(id)
 
     async def retry_dead(self, ids: Sequence[str]) -> int:
         with self._server.lock:
-            found = [entry for _, entry in map(self._server.dead.pop, self._known(ids))]
-            for entry in found:
-                self._server.add(entry.message)
+            found = [self._server.dead.pop(id) for id in self._known(ids)]
+            for letter in found:
+                assert isinstance(letter.message, Message), "memory:// holds nothing else"
+                self._server.add(letter.message, history=letter.after_replay(time.time()))
         return len(found)
 
     async def drop_dead(self, ids: Sequence[str]) -> int:

@@ -30,6 +30,7 @@ from aqueue.broker import (
     or_hand_back,
     settling_order,
 )
+from aqueue.broker.history import History, Loss, decode, encode
 from aqueue.broker.sqlite_inspection import SqliteInspection, message_of, put_presence
 from aqueue.drivers.sqlite_file import SqliteFile, drop_ended, path_of, put_if_absent, put_records
 from aqueue.errors import AQueueError, Border, BrokerUnavailable, EnqueueFailed
@@ -54,7 +55,7 @@ class SqliteBroker:
     def __init__(self, path: Path, options: BrokerOptions) -> None:
         self.lease = options.lease
         self.holder = ""
-        self._eta_queues = options.eta_queues
+        self._options = options
         self._file = SqliteFile(path, options.timeout)
         self._changed = asyncio.Event()
         self._stop_listening: Callable[[], None] | None = None
@@ -79,6 +80,10 @@ class SqliteBroker:
             self._renewing.close()
             self._renewing = None
         await self._file.close()
+
+    @property
+    def losses(self) -> "SqliteLosses":
+        return SqliteLosses(self._file)
 
     @property
     def inspection(self) -> SqliteInspection:
@@ -115,7 +120,7 @@ class SqliteBroker:
         )
 
     def _is_parked(self, message: Message) -> bool:
-        return message.delay > 0 and not any(fnmatchcase(message.queue, glob) for glob in self._eta_queues)
+        return message.delay > 0 and not any(fnmatchcase(message.queue, glob) for glob in self._options.eta_queues)
 
     # --- working ---
 
@@ -156,7 +161,7 @@ class SqliteBroker:
         now = time.time()
         patience = self.lease / 2
         _make_ready(connection, now)
-        _take_back(connection, now, patience)
+        _take_back(connection, now, self._options)
         waiting: list[tuple[int, int, int, int]] = []
         for turn, queue in enumerate(queues):
             waiting += connection.execute(
@@ -168,12 +173,14 @@ class SqliteBroker:
         if not ids:
             return [], _pause(connection, now, patience)
         rows = connection.execute(
-            "UPDATE messages SET claims = claims + 1, lease_ends = ?, holder = ?, suspected = NULL"
-            " WHERE id IN (SELECT value FROM json_each(?)) RETURNING id, claims, lost,"
+            "UPDATE messages SET claims = claims + 1, lease_ends = ?, holder = ?, claimed = ?, suspected = NULL"
+            " WHERE id IN (SELECT value FROM json_each(?)) RETURNING id, claims, lost, history,"
             " queue, priority, headers, properties, content_type, content_encoding, body",
-            (now + self.lease, self.holder, json.dumps(ids)),
+            (now + self.lease, self.holder, now, json.dumps(ids)),
         )
-        claimed = {row[0]: Delivery(message_of(row[3:]), f"{row[0]}:{row[1]}", row[2] + 1) for row in rows}
+        claimed = {
+            row[0]: Delivery(message_of(row[4:]), f"{row[0]}:{row[1]}", row[2] + 1, decode(row[3])) for row in rows
+        }
         return [claimed[id] for id in ids], 0.0
 
     async def _hand_back(self, claimed: tuple[list[Delivery], float]) -> None:
@@ -247,6 +254,33 @@ class SqliteBroker:
         return [delivery for delivery, _ in verdicts if _id(delivery) not in held]
 
 
+class SqliteLosses:
+    """`aqueue.broker.Losses` of one file."""
+
+    def __init__(self, file: SqliteFile) -> None:
+        self._file = file
+
+    async def explain(self, receipts: Collection[str], cause: str) -> None:
+        with _raising(BrokerUnavailable):
+            await self._file.run(lambda connection: _explain(connection, receipts, cause))
+
+    async def give_back_untaken(self) -> None:
+        pass
+
+
+def _explain(connection: sqlite3.Connection, receipts: Collection[str], cause: str) -> None:
+    """A claim of before is in the history, the present one in columns."""
+    for receipt in receipts:
+        id, _, claim = receipt.partition(":")
+        connection.execute(
+            "UPDATE messages SET cause = ? WHERE id = ? AND claims = ? AND lease_ends IS NOT NULL", (cause, id, claim)
+        )
+        for (history,) in connection.execute("SELECT history FROM messages WHERE id = ?", (id,)).fetchall():
+            connection.execute(
+                "UPDATE messages SET history = ? WHERE id = ?", (_text(decode(history).explained(receipt, cause)), id)
+            )
+
+
 def _id(delivery: Delivery) -> int:
     return int(delivery.receipt.partition(":")[0])
 
@@ -302,22 +336,34 @@ def _make_ready(connection: sqlite3.Connection, now: float) -> None:
         )
 
 
-def _take_back(connection: sqlite3.Connection, now: float, patience: float) -> None:
+def _take_back(connection: sqlite3.Connection, now: float, options: BrokerOptions) -> None:
     """Messages whose holder let the lease end come back on second sight (see tend.lua for why)."""
     ended = connection.execute(
-        "SELECT id, suspected FROM messages WHERE lease_ends < ? ORDER BY place DESC LIMIT ?", (now, _BATCH)
+        "SELECT id, suspected, claims, lost, holder, claimed, cause, history FROM messages WHERE lease_ends < ?"
+        " ORDER BY place DESC LIMIT ?",
+        (now, _BATCH),
     ).fetchall()
     if not ended:
         return
     connection.executemany(
-        "UPDATE messages SET suspected = ? WHERE id = ?", [(now, id) for id, suspected in ended if suspected is None]
+        "UPDATE messages SET suspected = ? WHERE id = ?", [(now, row[0]) for row in ended if row[1] is None]
     )
-    for id in [id for id, suspected in ended if suspected is not None and now - suspected >= patience]:
+    for id, suspected, claims, lost, holder, claimed, cause, history in ended:
+        if suspected is None or now - suspected < options.lease / 2:
+            continue
+        loss = Loss(holder or "", claimed, now, cause or "", f"{id}:{claims}")
+        pause = options.pause_after(lost + 1)
+        due = now + pause if pause else None
         connection.execute(
-            "UPDATE messages SET lease_ends = NULL, holder = NULL, suspected = NULL, lost = lost + 1, place = ?"
-            " WHERE id = ?",
-            (_places(connection, 1, front=True), id),
+            "UPDATE messages SET lease_ends = NULL, holder = NULL, suspected = NULL, cause = NULL, lost = lost + 1,"
+            " history = ?, due = ?, place = ? WHERE id = ?",
+            (_text(decode(history).after_loss(loss)), due, _places(connection, 1, front=True), id),
         )
+
+
+def _text(history: History) -> str | None:
+    document = encode(history)
+    return None if document is None else document.decode()
 
 
 def _pause(connection: sqlite3.Connection, now: float, patience: float) -> float:
@@ -331,7 +377,8 @@ def _pause(connection: sqlite3.Connection, now: float, patience: float) -> float
 
 def _release(connection: sqlite3.Connection, id: int, delay: float, last: bool) -> None:
     connection.execute(
-        "UPDATE messages SET lease_ends = NULL, holder = NULL, suspected = NULL, due = ?, place = ? WHERE id = ?",
+        "UPDATE messages SET lease_ends = NULL, holder = NULL, suspected = NULL, cause = NULL, due = ?, place = ?"
+        " WHERE id = ?",
         (time.time() + delay if delay > 0 else None, _places(connection, 1, front=not last), id),
     )
 
@@ -339,7 +386,7 @@ def _release(connection: sqlite3.Connection, id: int, delay: float, last: bool) 
 def _bury(connection: sqlite3.Connection, delivery: Delivery, verdict: Bury, holder: str) -> None:
     connection.execute(
         "INSERT INTO dead SELECT id, queue, priority, headers, properties, content_type, content_encoding, body,"
-        " ?, ?, ?, ?, ? FROM messages WHERE id = ?",
+        " ?, ?, ?, ?, ?, history FROM messages WHERE id = ?",
         (verdict.reason, verdict.detail, time.time(), delivery.deliveries, holder, _id(delivery)),
     )
 

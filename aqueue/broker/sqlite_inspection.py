@@ -2,13 +2,14 @@
 
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
-from aqueue.broker import DeadLetter, Presence, QueueDepth, Recovered
+from aqueue.broker import DeadLetter, Presence, QueueDepth, Recovered, Visit
+from aqueue.broker.history import decode, encode
 from aqueue.drivers.sqlite_file import SqliteFile, T, Work
 from aqueue.errors import BadMessage, BrokerUnavailable
 from aqueue.protocol import Message, Unreadable
@@ -60,6 +61,43 @@ def put_presence(connection: sqlite3.Connection, presence: Presence, seconds: fl
         connection.execute("DELETE FROM results WHERE key = ?", (key,))
 
 
+#: Letters read at once.
+_PAGE: Final = 500
+#: Places in the order of dying, before all and behind all.
+_START: Final[tuple[float, int]] = (float("-inf"), 0)
+_END: Final[tuple[float, int]] = (float("inf"), 0)
+_LETTER = f"id, reason, detail, died, deliveries, worker, history, {_COLUMNS}"
+
+
+def _letter(row: Sequence[Any]) -> DeadLetter:
+    return DeadLetter(
+        id=str(row[0]),
+        reason=row[1],
+        detail=row[2],
+        died=datetime.fromtimestamp(row[3], timezone.utc),
+        deliveries=row[4],
+        worker=row[5],
+        history=decode(row[6]),
+        message=message_of(row[7:]),
+    )
+
+
+def _replay(connection: sqlite3.Connection, id: str) -> int:
+    """Put one dead letter back; returns how many there were."""
+    row = connection.execute(f"SELECT {_LETTER} FROM dead WHERE id = ?", (id,)).fetchone()
+    if row is None:
+        return 0
+    history = encode(_letter(row).after_replay(time.time()))
+    connection.execute("UPDATE places SET back = back + 1")
+    connection.execute(
+        f"INSERT INTO messages (place, history, {_COLUMNS})"
+        f" SELECT (SELECT back FROM places), ?, {_COLUMNS} FROM dead WHERE id = ?",
+        (None if history is None else history.decode(), id),
+    )
+    connection.execute("DELETE FROM dead WHERE id = ?", (id,))
+    return 1
+
+
 class SqliteInspection:
     """A `aqueue.broker.Inspection` of one file."""
 
@@ -101,48 +139,54 @@ class SqliteInspection:
             )
         )
 
-    async def dead(self, queue: str | None = None, limit: int = 100) -> Sequence[DeadLetter]:
-        return await self._letters("(?1 IS NULL OR queue = ?1)", queue, limit)
+    async def dead(
+        self, queue: str | None = None, limit: int = 100, where: Callable[[DeadLetter], bool] | None = None
+    ) -> Sequence[DeadLetter]:
+        found: list[DeadLetter] = []
+        before = _END
+        while len(found) < limit:
+            page = await self._page(
+                "(died, id) < (?1, ?2) AND (?3 IS NULL OR queue = ?3) ORDER BY died DESC, id DESC",
+                (before[0], before[1], queue),
+                min(limit, _PAGE),
+            )
+            found += [letter for letter, _ in page if where is None or where(letter)]
+            if not page:
+                break
+            before = page[-1][1]
+        return found[:limit]
 
     async def find_dead(self, id: str) -> DeadLetter | None:
-        found = await self._letters("id = ?1", id, 1)
-        return found[0] if found else None
+        found = await self._page("id = ?1", (id, None, None), 1)
+        return found[0][0] if found else None
 
-    async def _letters(self, where: str, value: str | None, limit: int) -> list[DeadLetter]:
+    async def sift_dead(self, visit: Visit, page: int = 500) -> tuple[int, int]:
+        retried = dropped = 0
+        after, now = _START, time.time()
+        while True:
+            found = await self._page(
+                "(died, id) > (?1, ?2) AND died < ?3 ORDER BY died, id", (after[0], after[1], now), page
+            )
+            if not found:
+                return retried, dropped
+            sifted = await visit([letter for letter, _ in found])
+            retried += await self.retry_dead(sifted.retry)
+            dropped += await self.drop_dead(sifted.drop)
+            after = found[-1][1]
+
+    async def _page(
+        self, where: str, values: tuple[Any, Any, Any], limit: int
+    ) -> list[tuple[DeadLetter, tuple[float, int]]]:
+        """Letters, each with its place in the order of dying."""
         rows = await self._run(
             lambda connection: connection.execute(
-                f"SELECT id, reason, detail, died, deliveries, worker, {_COLUMNS} FROM dead WHERE {where}"
-                " ORDER BY died DESC, id DESC LIMIT ?2",
-                (value, limit),
+                f"SELECT {_LETTER} FROM dead WHERE {where} LIMIT ?4", (*values, limit)
             ).fetchall()
         )
-        return [
-            DeadLetter(
-                id=str(row[0]),
-                reason=row[1],
-                detail=row[2],
-                died=datetime.fromtimestamp(row[3], timezone.utc),
-                deliveries=row[4],
-                worker=row[5],
-                message=message_of(row[6:]),
-            )
-            for row in rows
-        ]
+        return [(_letter(row), (row[3], row[0])) for row in rows]
 
     async def retry_dead(self, ids: Sequence[str]) -> int:
-        def move(connection: sqlite3.Connection) -> int:
-            moved = 0
-            for id in ids:
-                moved += connection.execute(
-                    f"INSERT INTO messages (place, {_COLUMNS})"
-                    f" SELECT (SELECT back + 1 FROM places), {_COLUMNS} FROM dead WHERE id = ?",
-                    (id,),
-                ).rowcount
-                connection.execute("UPDATE places SET back = back + 1")
-                connection.execute("DELETE FROM dead WHERE id = ?", (id,))
-            return moved
-
-        return await self._run(move, rings=True)
+        return await self._run(lambda connection: sum(_replay(connection, id) for id in ids), rings=True)
 
     async def drop_dead(self, ids: Sequence[str]) -> int:
         return await self._run(

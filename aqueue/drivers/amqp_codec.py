@@ -386,8 +386,8 @@ def ack_frame(channel: int, tag: int, multiple: bool) -> bytes:
 
 
 def requeue_frame(channel: int, tag: int) -> bytes:
-    """``basic.nack`` of one delivery, back to its queue."""
-    return _frame(_METHOD, channel, _NACK + _tag.pack(tag) + b"\x02")
+    """``basic.nack`` of one delivery, back to its queue; tag 0: of all that are left."""
+    return _frame(_METHOD, channel, _NACK + _tag.pack(tag) + (b"\x02" if tag else b"\x03"))
 
 
 def _frame(kind: int, channel: int, payload: bytes) -> bytes:

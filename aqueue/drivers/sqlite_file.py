@@ -29,7 +29,7 @@ T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
 
 #: Raised by one more when the tables change; a file of a newer version is refused.
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS messages (
@@ -47,7 +47,10 @@ CREATE TABLE IF NOT EXISTS messages (
     holder TEXT,
     suspected REAL,                  -- the lease was first seen ended at
     claims INTEGER NOT NULL DEFAULT 0,   -- fencing: a receipt names the id and the number of the claim
-    lost INTEGER NOT NULL DEFAULT 0      -- claims whose holder let the lease end
+    lost INTEGER NOT NULL DEFAULT 0,     -- claims whose holder let the lease end
+    claimed REAL,                        -- by the holder, at (unix time)
+    cause TEXT,                          -- why the holder is gone, said before the lease has ended
+    history TEXT                         -- JSON, see aqueue.broker.history
 );
 CREATE INDEX IF NOT EXISTS messages_ready ON messages (queue, priority DESC, place)
     WHERE due IS NULL AND lease_ends IS NULL;
@@ -68,8 +71,10 @@ CREATE TABLE IF NOT EXISTS dead (
     detail TEXT NOT NULL,
     died REAL NOT NULL,
     deliveries INTEGER NOT NULL,
-    worker TEXT NOT NULL
+    worker TEXT NOT NULL,
+    history TEXT
 );
+CREATE INDEX IF NOT EXISTS dead_by_time ON dead (died, id);
 CREATE TABLE IF NOT EXISTS results (
     key TEXT PRIMARY KEY,
     document BLOB NOT NULL,
@@ -77,6 +82,17 @@ CREATE TABLE IF NOT EXISTS results (
 );
 CREATE INDEX IF NOT EXISTS results_end ON results (ends) WHERE ends IS NOT NULL;
 """
+
+#: From a version to the next.
+_CHANGES: Final = {
+    1: """
+ALTER TABLE messages ADD COLUMN claimed REAL;
+ALTER TABLE messages ADD COLUMN cause TEXT;
+ALTER TABLE messages ADD COLUMN history TEXT;
+ALTER TABLE dead ADD COLUMN history TEXT;
+CREATE INDEX dead_by_time ON dead (died, id);
+"""
+}
 
 
 class _Job:
@@ -171,7 +187,13 @@ class SqliteFile:
         if version > SCHEMA_VERSION:
             raise ConfigurationError(f"{self.path} was written by a newer aqueue (its tables are version {version})")
         if version < SCHEMA_VERSION:
-            connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
+            connection.execute("BEGIN IMMEDIATE")  # and look again: another process may have done it
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            changes = "".join(_CHANGES[older] for older in range(version, SCHEMA_VERSION)) if version else _SCHEMA
+            for statement in changes.split(";\n"):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+            connection.execute("COMMIT")
 
     # --- in the thread ---
 

@@ -416,6 +416,7 @@ def test_confirms_and_returns_say_what_they_are() -> None:
 def test_what_we_write_is_what_pamqp_writes() -> None:
     assert ack_frame(2, 1 << 40, True) == frame.marshal(commands.Basic.Ack(1 << 40, True), 2)
     assert requeue_frame(2, 5) == frame.marshal(commands.Basic.Nack(5, False, True), 2)
+    assert requeue_frame(2, 0) == frame.marshal(commands.Basic.Nack(0, True, True), 2)
     assert PamqpHeartbeat().marshal() == HEARTBEAT
     published = publication(2, "x", "k", b"\x00\x00", b"body", FRAME_MAX)
     assert published.startswith(frame.marshal(commands.Basic.Publish(0, "x", "k", mandatory=True), 2))

@@ -19,11 +19,11 @@ a broadcast                   a queue of each worker's own, `aqueue.broker.amqp.
 import asyncio
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import CancelledError as FutureCancelled
 from fnmatch import fnmatchcase
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import msgspec
 
@@ -36,6 +36,7 @@ from aqueue.broker import (
     Presence,
     Release,
     Verdict,
+    arguments_of,
     or_hand_back,
     settling_order,
 )
@@ -43,8 +44,9 @@ from aqueue.broker.amqp.broadcast import Broadcasts
 from aqueue.broker.amqp.consuming import LINGER, Claim, Consumption, Order
 from aqueue.broker.amqp.dead import letter
 from aqueue.broker.amqp.inspection import AmqpInspection
-from aqueue.broker.amqp.messages import LOST, ROOMY, pack, unpack
+from aqueue.broker.amqp.messages import ROOMY, Unpacked, memory, pack, unpack
 from aqueue.broker.amqp.topology import Needed, Topology, delayed_route
+from aqueue.broker.history import Loss
 from aqueue.drivers.amqp_address import AmqpAddress
 from aqueue.drivers.amqp_codec import Delivered, Malformed
 from aqueue.drivers.amqp_connection import AmqpConnection, ChannelClosed, ConnectionLost
@@ -109,6 +111,19 @@ class AmqpBroker:
         await self._publisher.close()
 
     @property
+    def losses(self) -> "AmqpBroker":
+        return self
+
+    async def explain(self, receipts: Collection[str], cause: str) -> None:
+        """Nothing is done: the server doesn't tell who held a message, so nobody can be told why it was lost."""
+
+    async def give_back_untaken(self) -> None:
+        consumption = self._consumption
+        if consumption is not None:
+            with _BORDER:
+                await self._send_back(consumption, await self._io.run(consumption.untaken(all=True)))
+
+    @property
     def inspection(self) -> AmqpInspection:
         return AmqpInspection(self._publisher, self._declare)
 
@@ -151,7 +166,7 @@ class AmqpBroker:
                 self._topology.forget_all()
             raise
 
-    def _route(self, message: Message, needed: Needed, **headers: int) -> Publication:
+    def _route(self, message: Message, needed: Needed, headers: Mapping[str, Any] | None = None) -> Publication:
         """Where a message goes, and what must be there for that. Raises Malformed."""
         if message.exchange:
             packed = pack(message, exchange=message.exchange, routing_key=message.routing_key, headers=headers)
@@ -187,9 +202,10 @@ class AmqpBroker:
             claims = await self._claim(queues, limit, max(0.0, deadline - time.monotonic()))
             if not claims:
                 return []
-            found, uncounted = self._unpacked(claims)
-            if uncounted:
-                found = await or_hand_back(self._count(found, uncounted), self._hand_back)
+            needed = Needed()
+            found, later = self._unpacked(claims, needed)
+            if later:
+                found = await or_hand_back(self._count(found, later, needed), self._hand_back)
             if found:
                 return found
 
@@ -208,28 +224,44 @@ class AmqpBroker:
             finally:
                 self._tidy_later()
 
-    def _unpacked(self, claims: Sequence[Claim]) -> tuple[list[Delivery], list[tuple[str, Publication]]]:
-        """Claims as deliveries; and what came back uncounted, by receipt, as it is to be sent again."""
+    def _unpacked(self, claims: Sequence[Claim], again: Needed) -> tuple[list[Delivery], list[tuple[str, Publication]]]:
+        """Claims as deliveries; and what is not to be run yet, by receipt, as it is to be sent again.
+
+        That is what came back uncounted, and what was lost so often that it has to wait.
+        """
         found: list[Delivery] = []
-        uncounted: list[tuple[str, Publication]] = []
+        later: list[tuple[str, Publication]] = []
         for claim in claims:
             unpacked = unpack(claim.delivered, claim.queue)
-            message = unpacked.message
-            if isinstance(message, Message):
-                again = None if unpacked.counted else pack(message, headers={LOST: unpacked.lost})
-                if again is not None and len(again.properties) <= ROOMY:
-                    uncounted.append((claim.receipt, again))
-                    continue
-            else:
+            history = unpacked.history.after_loss(_came_back()) if unpacked.came_back else unpacked.history
+            delivery = Delivery(unpacked.message, claim.receipt, 1 + unpacked.lost, history)
+            if not isinstance(unpacked.message, Message):
                 self._unreadable[claim.receipt] = claim.delivered
-            found.append(Delivery(message, claim.receipt, 1 + unpacked.lost))
-        return found, uncounted
+            else:
+                pause = self._pause(unpacked, claim.queue)
+                sent_again = None if unpacked.counted and not pause else self._again(delivery, pause, again)
+                if sent_again is not None and len(sent_again.properties) <= ROOMY:
+                    later.append((claim.receipt, sent_again))
+                    continue
+            found.append(delivery)
+        return found, later
 
-    async def _count(self, found: list[Delivery], uncounted: Sequence[tuple[str, Publication]]) -> list[Delivery]:
-        """Send again, with its count, what came back uncounted; it is none of ``found``."""
-        receipts = [receipt for receipt, _ in uncounted]
+    def _pause(self, unpacked: Unpacked, queue: str) -> float:
+        """Seconds that a message has to wait because of its losses.
+
+        Sent again it would be a new message for the server, whose own limit, if it has been given one, shall hold.
+        """
+        if not unpacked.came_back or "x-delivery-limit" in arguments_of(self._options.queues, queue).arguments:
+            return 0.0
+        return self._options.pause_after(unpacked.lost)
+
+    async def _count(
+        self, found: list[Delivery], later: Sequence[tuple[str, Publication]], needed: Needed
+    ) -> list[Delivery]:
+        """Send again what is not to be run yet, with its count; it is none of ``found``."""
+        receipts = [receipt for receipt, _ in later]
         try:
-            await self._publish_again([publication for _, publication in uncounted])
+            await self._publish([publication for _, publication in later], needed)
         except BrokerUnavailable:
             await self._finish([], [*receipts, *(delivery.receipt for delivery in found)])
             raise
@@ -286,9 +318,9 @@ class AmqpBroker:
         message = delivery.message
         assert isinstance(message, Message), "what can't be read is buried"
         later = msgspec.structs.replace(message, delay=delay)
-        lost = delivery.deliveries - 1
-        plain = self._route(later, needed)
-        return self._route(later, needed, **{LOST: lost}) if lost and len(plain.properties) <= ROOMY else plain
+        headers = memory(delivery.deliveries - 1, delivery.history)
+        again = self._route(later, needed, headers)
+        return again if not headers or len(again.properties) <= ROOMY else self._route(later, needed)
 
     async def _held(self, receipts: Sequence[str]) -> set[str]:
         if self._consumption is None:
@@ -380,5 +412,10 @@ def _as_it_came(claim: Claim) -> Publication:
     unpacked = unpack(claim.delivered, claim.queue)
     if not isinstance(unpacked.message, Message):
         return Publication("", claim.queue, claim.delivered.properties, claim.delivered.body, "")
-    counted = unpacked.lost and len(claim.delivered.properties) <= ROOMY
-    return pack(unpacked.message, headers={LOST: unpacked.lost} if counted else None)
+    roomy = len(claim.delivered.properties) <= ROOMY
+    return pack(unpacked.message, headers=memory(unpacked.lost, unpacked.history) if roomy else None)
+
+
+def _came_back() -> Loss:
+    """The server doesn't tell who held it, or since when."""
+    return Loss("", None, time.time())

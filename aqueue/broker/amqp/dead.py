@@ -5,6 +5,7 @@ A letter is the message as it was, with a header that says why. Queues whose ``x
 server's own ``x-death`` tells why.
 """
 
+import time
 from datetime import datetime, timezone
 from typing import Any, Final
 from uuid import uuid4
@@ -12,8 +13,9 @@ from uuid import uuid4
 import msgspec
 
 from aqueue.broker import Bury, DeadLetter, Delivery
-from aqueue.broker.amqp.messages import LETTER, RAW_PROPERTIES, ROOMY, count_of, pack, unpack
+from aqueue.broker.amqp.messages import LETTER, RAW_PROPERTIES, ROOMY, count_of, memory, pack, unpack
 from aqueue.broker.amqp.topology import DEAD
+from aqueue.broker.history import decode, encode
 from aqueue.drivers.amqp_codec import Delivered, Malformed, decode_properties, encode_properties
 from aqueue.drivers.amqp_publisher import Publication
 from aqueue.protocol import Message
@@ -34,6 +36,7 @@ def letter(delivery: Delivery, verdict: Bury, worker: str, delivered: Delivered)
         "died": datetime.now(timezone.utc).isoformat(),
         "deliveries": delivery.deliveries,
         "worker": worker,
+        "history": (encode(delivery.history) or b"").decode(),
     }
     if isinstance(delivery.message, Message):
         readable = pack(delivery.message, routing_key=DEAD, headers={LETTER: head})
@@ -63,13 +66,15 @@ def read_letter(delivered: Delivered) -> DeadLetter:
         deliveries=count_of(head.get("deliveries")),
         worker=str(head.get("worker")),
         message=message,
+        history=decode(str(head.get("history") or "")),
     )
 
 
 def original_of(letter: DeadLetter, delivered: Delivered) -> Publication:
     """What goes back to the letter's queue."""
     if isinstance(letter.message, Message):
-        return pack(letter.message)
+        again = pack(letter.message, headers=memory(0, letter.after_replay(time.time())))
+        return again if len(again.properties) <= ROOMY else pack(letter.message)
     _, properties, body = _open(delivered)
     return Publication("", letter.message.queue, properties, body, "")
 

@@ -1,8 +1,9 @@
 """Messages to AMQP's properties and back (celery-protocol 1.2, 3.3).
 
-Three headers are ours, and are never seen above the broker::
+Four headers are ours, and are never seen above the broker::
 
     aqueue-deliveries   int     holders that lost the message, where the server doesn't count them
+    aqueue-history      str     when it came back, and how it died before, as JSON (see `aqueue.broker.history`)
     aqueue-dead         table   why a dead letter died, see `aqueue.broker.amqp.dead`
     aqueue-properties   bytes   of a dead letter whose own properties nobody can read; or an integer: they are so many
                                 bytes, and stand before its body
@@ -16,12 +17,14 @@ from typing import Any, Final
 
 import msgspec
 
+from aqueue.broker.history import NO_HISTORY, History, decode, encode
 from aqueue.drivers.amqp_codec import Delivered, Malformed, decode_properties, encode_properties, encode_short
 from aqueue.drivers.amqp_publisher import Publication
 from aqueue.errors import BadMessage
 from aqueue.protocol import MAX_PRIORITY, Message, Unreadable
 
 LOST: Final = "aqueue-deliveries"
+HISTORY: Final = "aqueue-history"
 LETTER: Final = "aqueue-dead"
 RAW_PROPERTIES: Final = "aqueue-properties"
 #: By which a quorum queue counts (section 3.6).
@@ -63,11 +66,22 @@ def pack(
 
 
 class Unpacked(msgspec.Struct, frozen=True):
-    """``lost``: how many holders have lost it. ``counted``: the server, or a header, says so for certain."""
+    """``lost``: how many holders have lost it. ``counted``: the server, or a header, says so for certain.
+
+    ``came_back``: a holder lost this very copy.
+    """
 
     message: Message | Unreadable
     lost: int
     counted: bool
+    came_back: bool
+    history: History = NO_HISTORY
+
+
+def memory(lost: int, history: History) -> dict[str, Any]:
+    """The headers by which a message that is sent again remembers its losses."""
+    told = encode(history)
+    return {**({LOST: lost} if lost else {}), **({} if told is None else {HISTORY: told.decode()})}
 
 
 def unpack(delivered: Delivered, queue: str) -> Unpacked:
@@ -76,10 +90,11 @@ def unpack(delivered: Delivered, queue: str) -> Unpacked:
         properties = decode_properties(delivered.properties)
     except Malformed as error:
         unreadable = Unreadable(queue, delivered.body, BadMessage("undecodable", str(error)))
-        return Unpacked(unreadable, int(delivered.redelivered), not delivered.redelivered)
+        return Unpacked(unreadable, int(delivered.redelivered), not delivered.redelivered, delivered.redelivered)
     headers: dict[str, Any] = properties.pop("headers", None) or {}
     lost = count_of(headers.pop(LOST, 0))
     by_server = count_of(headers.pop(_SERVER_COUNT, 0))
+    told = headers.pop(HISTORY, None)
     if _DEATH[0] in headers:
         for name in [name for name in headers if name.startswith(_DEATH)]:
             del headers[name]
@@ -94,7 +109,8 @@ def unpack(delivered: Delivered, queue: str) -> Unpacked:
         redelivered=delivered.redelivered,
     )
     uncounted = delivered.redelivered and not by_server
-    return Unpacked(message, lost + by_server + uncounted, not uncounted)
+    history = decode(told) if isinstance(told, str) else NO_HISTORY
+    return Unpacked(message, lost + by_server + uncounted, not uncounted, by_server > 0 or uncounted, history)
 
 
 def priority_of(properties: bytes) -> int:

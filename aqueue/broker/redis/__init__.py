@@ -10,9 +10,10 @@ What is ours is private to aqueue; the head of every script says how it uses the
 
     aqueue:seq                  string  the last number given out; it only grows
     aqueue:leases               zset    receipt -> end of the lease, in ms of the server's clock
-    aqueue:leased               hash    receipt -> holder \\n claimed at (ms) \\n the bytes as they came
+    aqueue:leased               hash    receipt -> holder \\n claimed at (ms) \\n the bytes as they came;
+                                        holder \\t cause once somebody has said why the holder is gone
     aqueue:suspects             hash    receipt -> a lease seen ended, and since when
-    aqueue:lost                 hash    sha1 of the bytes -> how often a holder lost them
+    aqueue:lost                 hash    sha1 of the bytes -> how often they were lost, by whom, and how they died before
     aqueue:parked, :messages    zset, hash    id -> due (ms); id -> bytes
     aqueue:worker:<name>        string  what a worker says of itself, as JSON; it ends soon after the worker
     aqueue:dead, :messages, :letters          id -> died (ms); id -> bytes; id -> why, as JSON
@@ -34,6 +35,7 @@ from aqueue.broker.redis.claims import Claims
 from aqueue.broker.redis.envelope import pack
 from aqueue.broker.redis.inspection import RedisInspection
 from aqueue.broker.redis.keys import Keys, matching_queues
+from aqueue.broker.redis.losses import RedisLosses
 from aqueue.broker.redis.scripts import PUBLISH, RENEW, SETTLE, SETTLE_KEYS
 from aqueue.drivers.redis_address import RedisAddress, ThreadConnection
 from aqueue.drivers.redis_link import LinkLost, RedisLink, Value, raising
@@ -83,6 +85,10 @@ class RedisBroker:
         if self._renewing is not None:
             self._renewing.disconnect()
             self._renewing = None
+
+    @property
+    def losses(self) -> RedisLosses:
+        return RedisLosses(self._link, self._keys)
 
     @property
     def inspection(self) -> RedisInspection:
@@ -204,6 +210,7 @@ class RedisBroker:
                 "deliveries": delivery.deliveries,
                 "worker": self.holder,
                 "list": delivery.receipt.partition(":")[2],
+                "history": delivery.history,
             }
         )
 

@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 from aqueue.broker import BrokerOptions, Delivery, in_turn, or_hand_back
 from aqueue.broker.redis.envelope import unpack
 from aqueue.broker.redis.keys import Keys
+from aqueue.broker.redis.losses import LOSSES_TTL, read_history
 from aqueue.broker.redis.scripts import CLAIM, SETTLE, SETTLE_KEYS, TEND
 from aqueue.drivers.redis_address import RedisAddress
 from aqueue.drivers.redis_link import LinkLost, RedisLink
@@ -27,8 +28,6 @@ logger = logging.getLogger("aqueue.broker")
 #: How many messages one call claims, or brings back: keeps each call short for the server.
 _CLAIM_BATCH: Final = 500
 _TEND_BATCH: Final = 200
-#: Losses are forgotten this long (seconds) after the last one.
-_LOSSES_TTL: Final = 7 * 86400
 #: Seconds between looks at the lists on a server without tracking.
 _POLL: Final = 0.2
 
@@ -116,7 +115,11 @@ class Claims:
             receipt = reply[i].decode()
             queue = self._keys.queue_of(receipt.partition(":")[2])
             message = unpack(reply[i + 2], queue, limits)
-            found.append(Delivery(message, receipt, 1 + int(reply[i + 1])))
+            if reply[i + 1] == b"0":
+                found.append(Delivery(message, receipt))
+            else:
+                lost, history = read_history(reply[i + 1])
+                found.append(Delivery(message, receipt, 1 + lost, history))
         return found
 
     async def _hand_back(self, reply: list[Any]) -> None:
@@ -173,9 +176,10 @@ class Claims:
 
     async def _tend(self) -> float:
         """One round; returns the seconds until the next parked message is due."""
-        keys = self._keys.ours("leases", "leased", "suspects", "lost", "parked", "parked:messages", "nothing")
+        keys = self._keys.ours("leases", "leased", "suspects", "lost", "parked", "parked:messages", "seq", "nothing")
         patience = round(self._options.lease * 500)
-        now, ready, taken_back, due = await self._link.run(TEND, keys, (_TEND_BATCH, patience, _LOSSES_TTL))
+        pauses = [round(pause * 1000) for pause in self._options.pauses()]
+        now, ready, taken_back, due = await self._link.run(TEND, keys, (_TEND_BATCH, patience, LOSSES_TTL, *pauses))
         self.clock.heard(now)
         if taken_back:
             logger.warning("took back %d messages of workers that let their leases end", taken_back)

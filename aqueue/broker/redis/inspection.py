@@ -1,16 +1,19 @@
 """Looking into Redis queues, for people: depths, dead letters, recovery. Never on a worker's road."""
 
 import json
+import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime, timezone
 from typing import Any, Final
 
 import msgspec
 
-from aqueue.broker import DeadLetter, Presence, QueueDepth, Recovered
+from aqueue.broker import DeadLetter, Presence, QueueDepth, Recovered, Visit
+from aqueue.broker.history import History
 from aqueue.broker.redis.envelope import unpack
 from aqueue.broker.redis.keys import STEPS, Keys, binding_parts, matching_queues
+from aqueue.broker.redis.losses import LOSSES_TTL, deaths_of
 from aqueue.broker.redis.scripts import RECOVER, RECOVER_UNACKED, RETRY_DEAD
 from aqueue.drivers.redis_link import RedisLink, raising
 from aqueue.errors import BrokerUnavailable
@@ -73,35 +76,66 @@ class RedisInspection:
 
     # --- dead letters ---
 
-    async def dead(self, queue: str | None = None, limit: int = 100) -> Sequence[DeadLetter]:
+    async def dead(
+        self, queue: str | None = None, limit: int = 100, where: Callable[[DeadLetter], bool] | None = None
+    ) -> Sequence[DeadLetter]:
         found: list[DeadLetter] = []
         start = 0
         index = self._keys.ours("dead")[0]
         with raising(BrokerUnavailable):
             while len(found) < limit:
                 page = await self._link.call("ZREVRANGE", index, start, start + _PAGE - 1, "WITHSCORES")
-                letters = await self._letters([(id.decode(), died) for id, died in page])
+                letters = [letter for letter, _ in await self._letters([(id.decode(), died) for id, died in page])]
                 found += [letter for letter in letters if queue in (None, letter.message.queue)]
+                found = [letter for letter in found if where is None or where(letter)]
                 start += _PAGE
                 if len(page) < _PAGE:
                     break
         return found[:limit]
 
+    async def sift_dead(self, visit: Visit, page: int = 500) -> tuple[int, int]:
+        retried = dropped = 0
+        with raising(BrokerUnavailable):
+            # A letter has the number of the claim that ended with it, so one of later has a larger number.
+            last = int(await self._link.call("GET", self._keys.ours("seq")[0]) or 0)
+            after = (float("-inf"), b"")
+            while entries := await self._dead_after(after, last, page):
+                letters = await self._letters([(id.decode(), died) for died, id in entries])
+                sifted = await visit([letter for letter, _ in letters])
+                retried += await self.retry_dead(sifted.retry)
+                dropped += await self.drop_dead(sifted.drop)
+                after = entries[-1]
+        return retried, dropped
+
+    async def _dead_after(self, after: tuple[float, bytes], last: int, limit: int) -> list[tuple[float, bytes]]:
+        """When letters died (ms), and their ids, in this order: those that follow one that may be gone by now."""
+        start = 0
+        while True:
+            page = await self._link.call(
+                "ZRANGEBYSCORE", self._keys.ours("dead")[0], after[0], "+inf", "WITHSCORES", "LIMIT", start, limit
+            )
+            entries = [(float(died), id) for id, died in page if int(id) <= last]
+            entries = [entry for entry in entries if entry > after]
+            if entries or len(page) < limit:
+                return entries
+            start += limit
+
     async def find_dead(self, id: str) -> DeadLetter | None:
         with raising(BrokerUnavailable):
             died = await self._link.call("ZSCORE", self._keys.ours("dead")[0], id)
             letters = [] if died is None else await self._letters([(id, died)])
-        return letters[0] if letters else None
+        return letters[0][0] if letters else None
 
-    async def _letters(self, entries: Sequence[tuple[str, float]]) -> list[DeadLetter]:
+    async def _letters(self, entries: Sequence[tuple[str, float]]) -> list[tuple[DeadLetter, dict[str, Any]]]:
+        """Letters, and what was written down when they died."""
         if not entries:
             return []
         messages, letters = self._keys.ours("dead:messages", "dead:letters")
         ids = [id for id, _ in entries]
         raws = await self._link.call("HMGET", messages, *ids)
-        whys = await self._link.call("HMGET", letters, *ids)
+        whys = [json.loads(why or b"null") for why in await self._link.call("HMGET", letters, *ids)]
         return [
-            self._letter(id, died, raw, json.loads(why))
+            (self._letter(id, died, raw, why), why)
             for (id, died), raw, why in zip(entries, raws, whys, strict=True)
             if raw is not None and why is not None
         ]
@@ -115,18 +149,24 @@ class RedisInspection:
             deliveries=why["deliveries"],
             worker=why["worker"],
             message=unpack(raw, why["queue"], self._limits),
+            history=msgspec.convert(why.get("history", {}), History),
         )
 
     async def retry_dead(self, ids: Sequence[str]) -> int:
-        args: list[str] = []
+        moved = 0
         with raising(BrokerUnavailable):
-            for id in ids:
-                why = await self._link.call("HGET", self._keys.ours("dead:letters")[0], id)
-                if why is not None:
-                    args += (id, json.loads(why)["list"])
-            moved: int = await self._link.run(
-                RETRY_DEAD, self._keys.ours("dead", "dead:messages", "dead:letters", "lost"), args
-            )
+            for start in range(0, len(ids), _PAGE):
+                moved += await self._retry(ids[start : start + _PAGE])
+        return moved
+
+    async def _retry(self, ids: Sequence[str]) -> int:
+        now = time.time()
+        args: list[str | bytes | int] = [LOSSES_TTL]
+        scores = await self._link.call("ZMSCORE", self._keys.ours("dead")[0], *ids)
+        for letter, why in await self._letters([(id, died) for id, died in zip(ids, scores, strict=True) if died]):
+            args += (letter.id, why["list"], deaths_of(letter.after_replay(now)))
+        keys = self._keys.ours("dead", "dead:messages", "dead:letters", "lost")
+        moved: int = await self._link.run(RETRY_DEAD, keys, args)
         return moved
 
     async def drop_dead(self, ids: Sequence[str]) -> int:

@@ -23,6 +23,7 @@ TEND: Final = _load("tend")
 SETTLE_KEYS: Final = (
     "leases", "leased", "lost", "seq", "parked", "parked:messages", "dead", "dead:messages", "dead:letters", "nothing"
 )  # fmt: skip
+EXPLAIN: Final = _load("explain")
 RETRY_DEAD: Final = _load("retry_dead")
 RECOVER: Final = _load("recover")
 RECOVER_UNACKED: Final = _load("recover_unacked")

@@ -2,7 +2,8 @@
 --
 -- KEYS  1 aqueue:seq  2 aqueue:leases  3 aqueue:leased  4 aqueue:lost  5.. lists, the most urgent first
 -- ARGV  1 how many  2 lease (ms)  3 holder
--- Gives {now (ms), error or '', receipt, losses, bytes, receipt, losses, bytes, ...}
+-- Gives {now (ms), error or '', receipt, losses, bytes, receipt, losses, bytes, ...}; losses: '0', or a field of
+-- aqueue:lost
 --
 -- The first write is RPOP, which a full Redis allows; what follows in the same script is then allowed too.
 -- Looking at every list, at the start and when fewer were found than asked for, has the server tell a connection
