@@ -1,9 +1,11 @@
 """From a delivery to a task that may run, or to the outcome that says why not."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any, Final
 
 from aqueue.broker import Delivery
+from aqueue.broker.history import OUT_OF_MEMORY
 from aqueue.errors import BadMessage, WorkerLostError
 from aqueue.failures import NotRegistered
 from aqueue.outcome import Dead, GiveBack, Outcome, PutOff, Revoked
@@ -13,6 +15,10 @@ from aqueue.serialization import Serializer, is_finite_number
 from aqueue.settings import Settings
 from aqueue.task import Task
 
+logger = logging.getLogger("aqueue.worker")
+
+#: Names of unknown tasks that a log tells.
+_TOLD: Final = 1000
 #: Header by which a message remembers since when (unix time) no worker knew its task.
 UNKNOWN_SINCE: Final = "aqueue_unknown_since"
 #: Seconds between two looks for a worker that knows a task: a quarter of the time it has waited, within these.
@@ -32,13 +38,17 @@ def understand(delivery: Delivery, serializer: Serializer) -> Request | Dead:
         return Dead(error.reason, error.detail, error.with_traceback(None))
 
 
+def killed_by_reading(delivery: Delivery, settings: Settings) -> Dead | None:
+    """Why a message is not even read: it was to be buried before, and its worker was lost once more."""
+    return _lost_too_often(delivery) if delivery.deliveries > settings.max_deliveries + 1 else None
+
+
 def admit(
     delivery: Delivery, request: Request, tasks: Mapping[str, Task[..., Any]], settings: Settings, now: float
 ) -> Task[..., Any] | Outcome:
     """The task to run, or why it is not run now. ``now`` is the broker's clock as unix time."""
     if delivery.deliveries > settings.max_deliveries:
-        lost = f"its worker was lost {delivery.deliveries - 1} times while it held the task"
-        return Dead("delivery_limit", lost, WorkerLostError(lost))
+        return _lost_too_often(delivery)
     if request.expires is not None and request.expires.timestamp() <= now:
         return Revoked("expired")
     if request.eta is not None and request.eta.timestamp() > now:
@@ -48,6 +58,18 @@ def admit(
         return Dead("unsupported_canvas", "callbacks, chains and chords are not carried out by this version")
     task = tasks.get(request.task)
     return task if task is not None else _unknown(request, settings, now)
+
+
+def _lost_too_often(delivery: Delivery) -> Dead:
+    """Buried with what is known of the losses: the last holder, and the last cause that somebody has told."""
+    history = delivery.history
+    lost = f"its worker was lost {delivery.deliveries - 1} times while it held the task"
+    if history.losses and history.losses[-1].worker:
+        lost += f", the last time {history.losses[-1].worker}"
+    if history.cause:
+        lost += f" ({history.cause})"
+    out_of_memory = OUT_OF_MEMORY in history.cause
+    return Dead("oom" if out_of_memory else "delivery_limit", lost, WorkerLostError(lost))
 
 
 def _unknown(request: Request, settings: Settings, now: float) -> Outcome:
@@ -60,6 +82,26 @@ def _unknown(request: Request, settings: Settings, now: float) -> Outcome:
         return Dead("unknown_task", text, NotRegistered(request.task))
     delay = min(max(waited / 4, _SHORTEST_LOOK), _LONGEST_LOOK, settings.unknown_grace - waited)
     return PutOff(delay, {UNKNOWN_SINCE: since})
+
+
+class UnknownTasks:
+    """Says once for each name that no task here has it."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def tell(self, request: Request, delay: float) -> None:
+        if request.task in self._told or len(self._told) >= _TOLD:
+            return
+        self._told.add(request.task)
+        logger.warning(
+            "no task here is called %s: its messages wait for a worker that knows it, the first, %s from queue %s, "
+            "for %.0f s; is the module that declares it imported?",
+            printable(request.task),
+            printable(request.id),
+            request.message.queue,
+            delay,
+        )
 
 
 def task_id_of(message: Message | Unreadable) -> str | None:

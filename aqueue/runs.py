@@ -12,14 +12,14 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from aqueue.admission import admit, understand
+from aqueue.admission import UnknownTasks, admit, killed_by_reading, understand
 from aqueue.app import AQueue
-from aqueue.broker import Ack, Broker, Delivery, Presence
+from aqueue.broker import Ack, Broker, Delivery, Presence, Release
 from aqueue.context import Context, enter
 from aqueue.errors import BrokerUnavailable, StoreUnavailable, TimeLimitExceeded, WorkerLostError
 from aqueue.guardian import Guardian
 from aqueue.leases import LeaseKeeper
-from aqueue.outcome import Dead, Done, Failed, GiveBack, Outcome, fold
+from aqueue.outcome import Dead, Done, Failed, GiveBack, Outcome, PutOff, fold
 from aqueue.protocol import Request
 from aqueue.results import ResultStore
 from aqueue.retry import Retry
@@ -28,6 +28,7 @@ from aqueue.runners import Runners
 from aqueue.saferepr import printable
 from aqueue.settler import Settlement, Settler
 from aqueue.slots import Slots
+from aqueue.suspects import Suspects
 from aqueue.task import Kind, Task
 from aqueue.verdicts import Verdicts, outcome_of
 from aqueue.vitals import Vitals
@@ -66,6 +67,7 @@ class Runs:
         self._runners = runners
         self._call = fold(app.middleware, runners.run)
         self._verdicts = Verdicts(app.settings, store, worker)
+        self._unknown = UnknownTasks()
         self._loop = asyncio.get_running_loop()
         self._limits = TimeLimits(app.settings, self._loop, self._report_stuck)
         self.settler = Settler(broker, store, self._settled)
@@ -77,6 +79,7 @@ class Runs:
             presence=self.presence,
             vitals=vitals,
         )
+        self.suspects = Suspects(broker.losses, self._is_all_that_is_left)
         #: By receipt, from the start of a run until its verdict is posted.
         self.active: dict[str, Run] = {}
         #: Runs that were told to end and go on; their slots and leases stay taken until they do end.
@@ -95,6 +98,11 @@ class Runs:
 
     # --- in ---
 
+    @property
+    def holds_back(self) -> bool:
+        """Whether nothing is to be claimed: messages are on their way back, a suspect is here, or settling lags."""
+        return bool(self.returning or self.suspects.held or self.settler.backlog > self._slots.total)
+
     def accept(self, deliveries: Sequence[Delivery]) -> None:
         """Start what can run, conclude what can't, give back what has no free slot."""
         now, started = self._broker.now(), self._loop.time()
@@ -102,26 +110,46 @@ class Runs:
         met: defaultdict[str, set[Kind]] = defaultdict(set)
         for delivery in deliveries:
             self.leases.hold(delivery)
-            request = understand(delivery, self._app.serializer)
-            if isinstance(request, Dead):
-                self._conclude(delivery, None, None, request)
+            if self.suspects.turns_away(delivery):
+                self._return(delivery)
                 continue
-            task = admit(delivery, request, self._app.tasks, self._app.settings, now)
-            if not isinstance(task, Task):
-                self._conclude(delivery, request, None, task)
-                self._tell(Context(request, deliveries=delivery.deliveries, worker=self._worker), task, 0.0)
+            admitted = self._admit(delivery, now)
+            if admitted is None:
                 continue
+            request, task = admitted
             met[delivery.message.queue].add(task.definition.kind)
-            if self._slots.take(task.definition.kind):
-                begun.append(self._start(delivery, request, task, started))
-            else:
-                self.returning.add(delivery.receipt)
-                self.settler.post(delivery, self._verdicts.of(delivery, request, task, GiveBack(), now))
+            if not self._slots.take(task.definition.kind):
+                self._return(delivery)
+                continue
+            run = self._start(delivery, request, task, started)
+            if not self.suspects.meet(delivery):
+                begun.append(run)
         for queue, kinds in met.items():
             self._slots.meet(queue, frozenset(kinds))
         if begun:
             # A process's time begins later, see `_take_process`.
             self._limits.watch([run for run in begun if run.task.definition.kind != "process"])
+
+    def _admit(self, delivery: Delivery, now: float) -> tuple[Request, Task[..., Any]] | None:
+        """What is to be run; None when it isn't, and that is concluded."""
+        settings = self._app.settings
+        request = killed_by_reading(delivery, settings) or understand(delivery, self._app.serializer)
+        if isinstance(request, Dead):
+            self._conclude(delivery, None, None, request)
+            return None
+        task = admit(delivery, request, self._app.tasks, settings, now)
+        if isinstance(task, Task):
+            return request, task
+        self._conclude(delivery, request, None, task)
+        if isinstance(task, PutOff):
+            self._unknown.tell(request, task.delay)
+        self._tell(Context(request, deliveries=delivery.deliveries, worker=self._worker), task, 0.0)
+        return None
+
+    def _return(self, delivery: Delivery) -> None:
+        """To the front, as it came: another worker, or this one later, may run it."""
+        self.returning.add(delivery.receipt)
+        self.settler.post(delivery, Release())
 
     def _start(self, delivery: Delivery, request: Request, task: Task[..., Any], started: float) -> Run:
         context = Context(
@@ -158,6 +186,8 @@ class Runs:
             too_early = run.context.cancel_reason
             if too_early is not None:
                 return self._interrupted(run, asyncio.CancelledError(too_early))
+            if self.suspects.held is run.delivery:
+                await self._wait_to_be_alone(run)
             if run.task.definition.kind == "process":
                 await self._take_process(run)
             for gate in self._app.gates:
@@ -189,6 +219,22 @@ class Runs:
         await self._runners.take(run.context)
         run.started = self._loop.time()
         self._limits.watch([run])
+
+    async def _wait_to_be_alone(self, run: Run) -> None:
+        """What may kill this worker; its time begins afterwards."""
+        await self.suspects.wait()
+        if run.task.definition.kind != "process":
+            run.started = self._loop.time()
+            self._limits.watch([run])
+
+    def _is_all_that_is_left(self) -> bool:
+        """Whether one run is under way, and all others are settled."""
+        return len(self.active) == 1 and not self.settler.backlog
+
+    def stop_waiting(self) -> None:
+        """Give a suspect that waits for its turn back."""
+        if self.suspects.held is not None and self.suspects.waits:
+            self.active[self.suspects.held.receipt].end("shutdown")
 
     def _interrupted(self, run: Run, error: BaseException) -> Outcome | None:
         reason = run.context.cancel_reason
@@ -228,6 +274,7 @@ class Runs:
         self._slots.give(run.task.definition.kind)
         if run.task.definition.kind == "process":
             self._runners.give(run.context)
+        self.suspects.ended(run.delivery)
         self.room.set()
         if outcome is not None:
             if run.let_go:
@@ -297,6 +344,7 @@ class Runs:
         for delivery, _ in settlements:
             self.leases.drop(delivery)
             self.returning.discard(delivery.receipt)
+        self.suspects.notice()
         self.room.set()
 
     def _lost(self, deliveries: Sequence[Delivery]) -> None:

@@ -162,6 +162,7 @@ class Worker:
             await _cancel(taking, stopping, watching, exhausted)
             if self._vitals is not None:
                 self._vitals.ready = False
+            runs.stop_waiting()
             if self._stopping.is_set():
                 await self._let_finish(runs)
             await _end(runs)
@@ -237,7 +238,7 @@ class Intake:
         while True:
             queues, limit = self._slots.demand(self._queues)
             self._runs.room.clear()
-            if not queues or self._runs.returning or self._runs.settler.backlog > self._slots.total:
+            if not queues or self._runs.holds_back:
                 self._is_not_idle()
                 await self._runs.room.wait()
                 self._is_not_idle()

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from aqueue import AQueue, Settings
-from aqueue.admission import UNKNOWN_SINCE, admit, task_id_of, understand
+from aqueue.admission import UNKNOWN_SINCE, admit, killed_by_reading, task_id_of, understand
 from aqueue.broker import Delivery
+from aqueue.broker.history import OUT_OF_MEMORY, History, Loss
 from aqueue.errors import BadMessage, WorkerLostError
 from aqueue.failures import NotRegistered, remote_error
 from aqueue.outcome import Dead, GiveBack, Outcome, PutOff, Revoked
@@ -102,6 +103,40 @@ def test_a_message_whose_workers_were_lost_too_often_is_dead() -> None:
     assert dead.reason == "delivery_limit"
     assert "lost 5 times" in dead.detail
     assert isinstance(dead.error, WorkerLostError)
+
+
+def test_a_message_that_outlives_its_burial_is_not_even_read() -> None:
+    settings = Settings(max_deliveries=5)
+    assert [killed_by_reading(delivery_of(number), settings) for number in (1, 5, 6)] == [None] * 3
+    dead = killed_by_reading(delivery_of(7), settings)
+    assert dead is not None
+    assert dead.reason == "delivery_limit"
+    assert "lost 6 times" in dead.detail
+
+
+def lost_too_often(*losses: Loss) -> Dead:
+    delivery = Delivery(message_of(element()), "receipt", 6, History(losses))
+    request = understand(delivery, Serializer())
+    assert isinstance(request, Request)
+    dead = admit(delivery, request, APP.tasks, Settings(), NOW.timestamp())
+    assert isinstance(dead, Dead)
+    return dead
+
+
+def test_the_last_holder_and_the_last_known_cause_are_told() -> None:
+    dead = lost_too_often(Loss("one@host", 1.0, 2.0, "exit code 9"), Loss("two@host", 3.0, 4.0))
+    assert dead.reason == "delivery_limit"
+    assert dead.detail.endswith("the last time two@host (exit code 9)")
+    assert str(dead.error) == dead.detail
+
+
+def test_a_message_for_which_memory_ran_out_is_buried_for_that() -> None:
+    killed = Loss("one@host", 1.0, 2.0, "signal 9 (SIGKILL)")
+    starved = Loss("two@host", 3.0, 4.0, OUT_OF_MEMORY)
+    assert lost_too_often(killed, starved).reason == "oom"
+    assert lost_too_often(starved, killed).reason == "delivery_limit"
+    assert lost_too_often(starved, Loss("three@host", 5.0, 6.0)).reason == "oom"
+    assert lost_too_often(Loss("", None, 6.0)).detail.endswith("while it held the task")
 
 
 @pytest.mark.parametrize(
