@@ -395,3 +395,17 @@ async def test_another_database(redis_url: str, redis_server: RedisServer) -> No
     async with await open_broker(redis_url[:-1] + "3") as broker:
         await broker.publish([message("q")])
     assert redis_server.client(3).llen(f"q{SEP}9") == 1
+
+
+async def test_what_a_celery_worker_left_and_nobody_can_read_is_left_alone(
+    broker: RedisBroker, client: redis.Redis
+) -> None:
+    good = json.dumps([{"headers": {}, "properties": {}, "body": ""}, "", "q"])
+    odd = ["nonsense", "[]", "[1, 2]", '["x", "", "q"]', '[{"headers": 5, "properties": {}}, "", "q"]', "null"]
+    for number, entry in enumerate([*odd, good]):
+        client.hset("unacked", f"{number}", entry)
+        client.zadd("unacked_index", {f"{number}": 1.0})
+    found = await broker.inspection.recover(older_than=0.0, celery=True, parked=False)
+    assert (found.unacked, found.left) == (1, len(odd))
+    assert client.hlen("unacked") == len(odd)
+    assert client.llen("q") == 1

@@ -198,6 +198,12 @@ TOLERATED: list[tuple[str, bytes]] = [
     ("duplicate keys", element(b'[[1], {"y": 5, "y": 2}, {}]')),
     ("a protocol 1 message", element(b'{"task": "test.add", "id": "bad-1", "args": [1, 2]}', whole_headers=None)),
     ("numbers of any size", element(b"[[1, 2], {}, {}]", headers={"own": 2**80})),
+    ("retries below zero", element(headers={"retries": -3})),
+    ("a time limit of ages", element(headers={"timelimit": [10**12, None]})),
+    ("priorities beyond the last", element().replace(b'"priority": 0', b'"priority": 255')),
+    ("a language nobody knows, of a later protocol", element(headers={"lang": "klingon", "protocol": 3})),
+    ("an id with what separates keys", element(headers={"id": "a:b*c{d}"})),
+    ("an eta in the first year", element(headers={"eta": "0001-01-01T00:00:00+00:00"})),
 ]
 
 
@@ -220,6 +226,17 @@ MESSAGES: list[tuple[str, dict[str, Any], str]] = [
     ("bad body shape", {"body": b"[]"}, "bad_body"),
     ("bad eta", {"headers": {"task": "test.add", "id": "1", "eta": "soon"}}, "bad_eta"),
     ("bomb", {"body": BOMB, "headers": {"task": "test.add", "id": "1", "compression": "zlib"}}, "too_large"),
+    ("bad encoding", {"content_encoding": "klingon"}, "bad_encoding"),
+    (
+        "pickle",
+        {"body": pickle.dumps([[1], {}, {}]), "content_type": "application/x-python-serialize"},
+        "content_refused",
+    ),
+    ("bad name", {"headers": {"task": "a\n\x1b[31mb", "id": "1"}}, "bad_name"),
+    ("bad callbacks", {"body": b'[[1, 2], {}, {"callbacks": [5]}]'}, "bad_canvas"),
+    ("deep", {"body": b"[[" + b"[" * 50_000 + b"]" * 50_000 + b"], {}, {}]"}, "too_deep"),
+    ("long number", {"body": b"[[" + b"1" * 5000 + b", 2], {}, {}]"}, "number_too_large"),
+    ("large", {"body": b'[["' + b"x" * 1_100_000 + b'", 2], {}, {}]'}, "too_large"),
 ]
 
 
@@ -242,6 +259,91 @@ async def test_bad_messages_are_buried_on_every_broker(
     assert await broker.inspection.drop_dead([letter.id]) == 1
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "redis", "rabbitmq"], indirect=True)  # two apps don't share memory://
+async def test_what_was_refused_runs_once_its_cause_is_gone(make_app: MakeApp) -> None:
+    refusing, accepting = make_app(), make_app(accept_content=("json", "yaml"))
+    async with refusing:
+        broker = refusing.producer().broker
+        body = b"[[1, 2], {}, {}]"
+        headers = {"task": "test.add", "id": "1"}
+        await broker.publish([Message(queue="celery", headers=headers, body=body, content_type="application/x-yaml")])
+        declare(refusing)
+        async with running(refusing):
+            letter = await only_letter(refusing)
+        assert letter.reason == "content_refused"
+        assert await broker.inspection.retry_dead([letter.id]) == 1
+    ran = declare(accepting)
+    async with accepting, running(accepting):
+        await until(lambda: ran() == [3], "it ran")
+
+
+async def test_the_same_bytes_twice_are_two_messages(app: AQueue, start_worker: StartWorker) -> None:
+    """A broker may double a message, a client may repeat an id or a delivery tag: nothing is mixed up or left."""
+    ran = declare(app)
+    twin = Message(queue="celery", headers={"task": "test.add", "id": "1"}, body=GOOD_BODY)
+    await app.producer().broker.publish([twin, twin])
+    await start_worker(app, concurrency=1)
+    await until(lambda: ran() == [3, 3], "both ran")
+    await until(lambda: nothing_is_left(app), "both are settled")
+
+
+async def nothing_is_left(app: AQueue) -> bool:
+    rows = await app.producer().broker.inspection.queues(["celery"])
+    return not any(row.ready or row.leased or row.parked or row.dead for row in rows)
+
+
+@pytest.mark.parametrize("kind", ["redis"], indirect=True)
+async def test_the_same_delivery_tag_twice_is_no_matter(
+    app: AQueue, start_worker: StartWorker, client: redis.Redis
+) -> None:
+    ran = declare(app)
+    client.lpush("celery", element(), element(), element(b"[[3, 4], {}, {}]"))
+    await start_worker(app)
+    await until(lambda: sorted(ran()) == [3, 3, 7], "all ran")
+    await until(lambda: nothing_is_left(app), "all are settled")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'[[1], {"y": 2, "self": 3}, {}]',
+        b'[[1, 2], {"__class__": 3}, {}]',
+        b'[[1, 2], {"": 3}, {}]',
+        b'[[1, 2], {"x": 1}, {}]',
+        b'[[1, 2], {"not a name": 3}, {}]',
+    ],
+)
+@pytest.mark.parametrize("kind", ["redis"], indirect=True)
+async def test_arguments_of_strange_names_fail_and_harm_nobody(
+    app: AQueue, start_worker: StartWorker, body: bytes
+) -> None:
+    ran = declare(app)
+    await app.producer().broker.publish([Message(queue="celery", headers={"task": "test.add", "id": "1"}, body=body)])
+    await start_worker(app)
+    with pytest.raises(TaskFailed, match="InvalidArguments"):
+        await app.result("1", known=True).get(5)
+    assert ran() == []
+
+
+async def test_an_eta_at_the_end_of_times_is_parked_and_holds_up_nobody(
+    app: AQueue, start_worker: StartWorker, kind: str
+) -> None:
+    ran = declare(app)
+    far = {"task": "test.add", "id": "far", "eta": "9999-12-31T23:59:59+00:00"}
+    broker = app.producer().broker
+    await broker.publish([Message(queue="celery", headers=far, body=b"[[5, 5], {}, {}]")])
+    await broker.publish([Message(queue="celery", headers={"task": "test.add", "id": "1"}, body=GOOD_BODY)])
+    await start_worker(app, concurrency=1)
+    await until(lambda: ran() == [3], "the other one ran")
+
+    async def parked() -> bool:
+        rows = {row.queue: row for row in await broker.inspection.queues(["celery"])}
+        return "celery" not in rows if kind == "rabbitmq" else rows["celery"].parked == 1
+
+    await until(parked, "it waits, held by no worker")
+    assert await broker.inspection.dead() == []
+
+
 async def test_an_unknown_task_waits_and_then_dies(make_app: MakeApp, start_worker: StartWorker) -> None:
     app = make_app(unknown_grace=0.4)
     async with app:
@@ -261,6 +363,23 @@ async def test_an_unknown_task_waits_and_then_dies(make_app: MakeApp, start_work
         assert headers["aqueue_unknown_since"] > 0
         assert await app.producer().broker.inspection.retry_dead([letter.id]) == 1
         await until(lambda: _succeeded(app, result.id), "the task ran")
+
+
+async def test_an_unknown_task_is_told_once_for_each_name(
+    app: AQueue, start_worker: StartWorker, caplog: pytest.LogCaptureFixture
+) -> None:
+    declare(app)
+    for name in ("nobody.knows", "nobody.knows", "nobody.knows"):
+        await app.producer().broker.publish(
+            [Message(queue="celery", headers={"task": name, "id": "1"}, body=GOOD_BODY)]
+        )
+    good = await app.send_task("test.add", (1, 2))
+    await start_worker(app, concurrency=1)
+    assert await good.get(10) == 3
+    told = [record.getMessage() for record in caplog.records if "no task here is called" in record.getMessage()]
+    assert len(told) == 1
+    assert "nobody.knows" in told[0]
+    assert "celery" in told[0]
 
 
 async def _succeeded(app: AQueue, task_id: str) -> bool:
@@ -337,3 +456,22 @@ async def test_a_stored_failure_is_told_and_never_rebuilt(app: AQueue, client: r
     client.set("celery-task-meta-x", json.dumps(document))
     with pytest.raises(TaskFailed, match="SystemExit: gone"):
         await app.result("x").get(1)
+
+
+@pytest.mark.parametrize("kind", ["rabbitmq"], indirect=True)
+async def test_no_result_is_sent_into_a_queue_that_is_no_clients(
+    app: AQueue, start_worker: StartWorker, caplog: pytest.LogCaptureFixture, queue: str
+) -> None:
+    """``reply_to`` is for whoever can write to the broker to choose."""
+    ran = declare(app)
+    broker = app.producer().broker
+    await broker.publish([Message(queue=queue, headers={"task": "test.add", "id": "kept"}, body=GOOD_BODY)])
+    asked = {"reply_to": queue, "correlation_id": "1"}
+    await broker.publish(
+        [Message(queue="celery", headers={"task": "test.add", "id": "1"}, body=GOOD_BODY, properties=asked)]
+    )
+    await start_worker(app, queues=["celery"])
+    await until(lambda: ran() == [3], "it ran")
+    await until(lambda: "no client's queue" in caplog.text, "it is said that its result goes nowhere")
+    (row,) = [row for row in await broker.inspection.queues([queue]) if row.queue == queue]
+    assert row.ready == 1
