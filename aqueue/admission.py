@@ -4,12 +4,13 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Final
 
-from aqueue.broker import Delivery
+from aqueue.broker import OWN_QUEUE, Delivery
 from aqueue.broker.history import OUT_OF_MEMORY
-from aqueue.errors import BadMessage, WorkerLostError
+from aqueue.errors import BadMessage, StoreUnavailable, WorkerLostError
 from aqueue.failures import NotRegistered
-from aqueue.outcome import Dead, GiveBack, Outcome, PutOff, Revoked
+from aqueue.outcome import Dead, GiveBack, Outcome, PutOff, Repeated, Revoked
 from aqueue.protocol import MAX_ID_LENGTH, Message, Request, Unreadable, decode, is_name
+from aqueue.results import SUCCESS, ResultStore
 from aqueue.saferepr import printable
 from aqueue.serialization import Serializer, is_finite_number
 from aqueue.settings import Settings
@@ -25,6 +26,8 @@ UNKNOWN_SINCE: Final = "aqueue_unknown_since"
 #: In a fleet where one worker in ten knows it, that one is found within the hour but for one task in a thousand.
 _SHORTEST_LOOK: Final = 5.0
 _LONGEST_LOOK: Final = 60.0
+#: Seconds until a message that came back is looked at again, when nobody can say whether its task has succeeded.
+_ASK_AGAIN: Final = 5.0
 
 
 def understand(delivery: Delivery, serializer: Serializer) -> Request | Dead:
@@ -108,3 +111,24 @@ def task_id_of(message: Message | Unreadable) -> str | None:
     """The id that a message which can't be read claims to have, if it is fit to store a result under."""
     found = message.task_id if isinstance(message, Unreadable) else message.headers.get("id")
     return found if is_name(found, MAX_ID_LENGTH) else None
+
+
+async def repeated(request: Request, store: ResultStore) -> Outcome | None:
+    """Why a message that was delivered before is not run once more; None when it is.
+
+    Its worker may have been lost after it had stored the result, and before it settled. Of a broadcast the result may
+    be another worker's.
+    """
+    if request.message.queue.startswith(OWN_QUEUE):
+        return None
+    try:
+        stored = await store.get(request.id)
+    except StoreUnavailable as error:
+        logger.warning("%s[%s] came back, and waits for the result store: %s", request.task, request.id, error)
+        return GiveBack(_ASK_AGAIN)
+    except BadMessage:  # not written by a worker of ours, and no reason to leave out the work
+        return None
+    if stored is None or stored.state != SUCCESS:
+        return None
+    logger.warning("%s[%s] came back after it had succeeded; it is not run again", request.task, request.id)
+    return Repeated()

@@ -8,6 +8,8 @@ from contextvars import ContextVar
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, Final, NoReturn, Protocol
 
+from aqueue.broker import token_of
+from aqueue.effects import Effect
 from aqueue.errors import RetryTask, SoftTimeLimitExceeded
 from aqueue.protocol import NOTHING_FOLLOWS, Message, Request
 
@@ -36,6 +38,7 @@ class Context:
         "kwargs",
         "loop",
         "max_attempts",
+        "receipt",
         "request",
         "soft_limit_passed",
         "state",
@@ -47,6 +50,7 @@ class Context:
         request: Request,
         *,
         deliveries: int = 1,
+        receipt: str = "",
         max_attempts: int = 1,
         worker: str = "",
         state: Mapping[str, Any] = MappingProxyType({}),
@@ -68,6 +72,8 @@ class Context:
         self.cancel_reason: str | None = None
         #: The soft limit (seconds) that has passed, and of which the task was not told yet by an exception.
         self.soft_limit_passed: float | None = None
+        #: Names this claim of the message.
+        self.receipt = receipt
         self._reporter = reporter
         #: The worker's event loop; None for a plain call.
         self.loop = loop
@@ -102,6 +108,27 @@ class Context:
     @property
     def parent_id(self) -> str | None:
         return self.request.parent_id
+
+    @property
+    def idempotency_key(self) -> str:
+        """The same for every delivery, attempt and replay of this task: its id. For interfaces that take such a key.
+
+        What is to count as something new is sent anew. Empty for a plain call.
+        """
+        return self.request.id
+
+    @property
+    def token(self) -> int | None:
+        """A fencing number: larger than that of every earlier claim on this broker, as long as it keeps its data.
+
+        For writes such as ``UPDATE ... SET fence = :token WHERE fence < :token``. None on RabbitMQ, which numbers
+        no claims, and for a plain call.
+        """
+        return token_of(self.receipt)
+
+    def effect(self, connection: Any, step: str = "", *, commit: bool = True) -> Effect:
+        """A transaction whose writes happen once, however often the task runs: see `aqueue.effects`."""
+        return Effect(connection, self.idempotency_key, step, self.token, commit=commit)
 
     @property
     def cancelled(self) -> bool:

@@ -54,6 +54,10 @@ class Skipped(msgspec.Struct, frozen=True):
     """Done, and nothing is stored."""
 
 
+class Repeated(msgspec.Struct, frozen=True):
+    """Not run: a delivery after the first of a task whose stored result is SUCCESS already. That result stays."""
+
+
 class Dead(msgspec.Struct, frozen=True):
     """The message goes to the dead letters: ``reason`` is a short code, ``detail`` a sentence."""
 
@@ -62,7 +66,7 @@ class Dead(msgspec.Struct, frozen=True):
     error: BaseException | None = None
 
 
-Outcome = Done | Failed | Again | GiveBack | PutOff | Revoked | Skipped | Dead
+Outcome = Done | Failed | Again | GiveBack | PutOff | Revoked | Skipped | Repeated | Dead
 
 #: Before a run; returning an outcome refuses it.
 Gate = Callable[[Context], Awaitable[Outcome | None]]

@@ -95,7 +95,11 @@ class Job:
     def __init__(self, call: Call, tell: Callable[[str, Any], None]) -> None:
         self.call = call
         self.context = ChildContext(
-            call.request, deliveries=call.deliveries, max_attempts=call.max_attempts, worker=call.worker
+            call.request,
+            deliveries=call.deliveries,
+            receipt=call.receipt,
+            max_attempts=call.max_attempts,
+            worker=call.worker,
         )
         self.context.tell = tell
         #: The task's own code runs, so that an interruption may be raised in it.

@@ -46,6 +46,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     #: Without its body and its arguments.
     request: Request
     deliveries: int
+    receipt: str
     max_attempts: int
     worker: str
     #: A pickle of args and kwargs.

@@ -398,6 +398,7 @@ def _call(task: Task[..., Any], context: Context, number: int, arguments: bytes)
         bind=task.definition.bind,
         request=msgspec.structs.replace(context.request, args=[], kwargs={}, embed=NOTHING_FOLLOWS, message=message),
         deliveries=context.deliveries,
+        receipt=context.receipt,
         max_attempts=context.max_attempts,
         worker=context.worker,
         arguments=arguments,

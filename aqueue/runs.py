@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from aqueue.admission import UnknownTasks, admit, killed_by_reading, understand
+from aqueue.admission import UnknownTasks, admit, killed_by_reading, repeated, understand
 from aqueue.app import AQueue
 from aqueue.broker import Ack, Broker, Delivery, Presence, Release
 from aqueue.context import Context, enter
@@ -155,6 +155,7 @@ class Runs:
         context = Context(
             request,
             deliveries=delivery.deliveries,
+            receipt=delivery.receipt,
             max_attempts=(task.definition.retry or Retry.none).attempts,
             worker=self._worker,
             state=self._state,
@@ -186,6 +187,10 @@ class Runs:
             too_early = run.context.cancel_reason
             if too_early is not None:
                 return self._interrupted(run, asyncio.CancelledError(too_early))
+            if run.delivery.deliveries > 1 or run.request.message.redelivered:
+                again = await self._repeated(run.request, run.task)
+                if again is not None:
+                    return again
             if self.suspects.held is run.delivery:
                 await self._wait_to_be_alone(run)
             if run.task.definition.kind == "process":
@@ -235,6 +240,10 @@ class Runs:
         """Give a suspect that waits for its turn back."""
         if self.suspects.held is not None and self.suspects.waits:
             self.active[self.suspects.held.receipt].end("shutdown")
+
+    async def _repeated(self, request: Request, task: Task[..., Any]) -> Outcome | None:
+        kept = not self._store.reply_to and self._verdicts.keeps_result(request, task)
+        return await repeated(request, self._store) if kept else None
 
     def _interrupted(self, run: Run, error: BaseException) -> Outcome | None:
         reason = run.context.cancel_reason

@@ -13,7 +13,7 @@ from aqueue.arguments import PLAIN_TYPES
 from aqueue.broker import Ack, Bury, Delivery, Release, Verdict
 from aqueue.errors import ControlFlow, EncodeError, Ignore, InvalidArguments, MessageTooLarge, Reject, RetryTask
 from aqueue.failures import MaxRetriesExceeded, Rejected, remote_error, remote_text, traceback_text
-from aqueue.outcome import Again, Dead, Done, Failed, GiveBack, Outcome, PutOff, Revoked, Skipped
+from aqueue.outcome import Again, Dead, Done, Failed, GiveBack, Outcome, PutOff, Repeated, Revoked, Skipped
 from aqueue.protocol import Message, Record, Request, Unreadable, retry_message
 from aqueue.results import FAILURE, FINAL_STATES, RETRY, REVOKED, STARTED, SUCCESS, RemoteError, Result, ResultStore
 from aqueue.retry import Retry
@@ -107,7 +107,7 @@ class Verdicts:
             case Revoked(reason=reason):
                 told = RemoteError("TaskRevokedError", [reason], "celery.exceptions")
                 return Ack(record=self._record(delivery, request, task, REVOKED, told))
-            case Skipped():
+            case Skipped() | Repeated():
                 return Ack()
             case Dead(reason=reason, detail=detail, error=error):
                 told_of = None if error is None else self._with_error(delivery, request, task, FAILURE, error)

@@ -35,15 +35,21 @@ T = TypeVar("T")
 class Delivery(msgspec.Struct, frozen=True):
     """A message in our hands.
 
-    ``receipt`` names this claim of it, and no other: the fencing token. ``deliveries`` is 1 for the first
-    delivery; it grows only when a holder lost its lease, not when it gave the message back. ``history`` tells
-    of those holders.
+    ``receipt`` names this claim of it, and no other: the fencing token. Where the server numbers its claims it is
+    the number, or the number before a colon, see `token_of`. ``deliveries`` is 1 for the first delivery; it grows
+    only when a holder lost its lease, not when it gave the message back. ``history`` tells of those holders.
     """
 
     message: Message | Unreadable
     receipt: str
     deliveries: int = 1
     history: History = NO_HISTORY
+
+
+def token_of(receipt: str) -> int | None:
+    """The number of a claim, larger than that of every earlier claim on this broker; None where it has none."""
+    number = receipt.partition(":")[0]
+    return int(number) if number.isdecimal() else None
 
 
 class Ack(msgspec.Struct, frozen=True):
@@ -143,6 +149,8 @@ class Queue(msgspec.Struct, frozen=True, kw_only=True):
         return self.arguments.get("x-queue-type") == "quorum"
 
 
+#: How the names of queues begin that are one worker's own, for what is broadcast.
+OWN_QUEUE: Final = "bcast."
 #: What RabbitMQ allows.
 MAX_PRIORITY_LEVELS: Final = 255
 

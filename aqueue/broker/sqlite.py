@@ -1,9 +1,9 @@
 """The SQLite broker: one file, several processes, no server.
 
 Every verb is one transaction, and what several callers want at once is one together (see
-`aqueue.drivers.sqlite_file`). A claim is a column, not an open transaction; a receipt is ``<id>:<claim>``,
-so that an older claim of the same message is refused. Where broker and result store share a file, results
-and verdicts are one transaction.
+`aqueue.drivers.sqlite_file`). A claim is a column, not an open transaction; a receipt is ``<claim>:<id>``, and claims
+are numbered for the whole file, so that an older claim of the same message is refused. Where broker and result store
+share a file, results and verdicts are one transaction.
 """
 
 import asyncio
@@ -173,13 +173,13 @@ class SqliteBroker:
         if not ids:
             return [], _pause(connection, now, patience)
         rows = connection.execute(
-            "UPDATE messages SET claims = claims + 1, lease_ends = ?, holder = ?, claimed = ?, suspected = NULL"
-            " WHERE id IN (SELECT value FROM json_each(?)) RETURNING id, claims, lost, history,"
+            "UPDATE messages SET claims = ? + chosen.key, lease_ends = ?, holder = ?, claimed = ?, suspected = NULL"
+            " FROM json_each(?) AS chosen WHERE messages.id = chosen.value RETURNING id, claims, lost, history,"
             " queue, priority, headers, properties, content_type, content_encoding, body",
-            (now + self.lease, self.holder, now, json.dumps(ids)),
+            (_places(connection, len(ids)), now + self.lease, self.holder, now, json.dumps(ids)),
         )
         claimed = {
-            row[0]: Delivery(message_of(row[4:]), f"{row[0]}:{row[1]}", row[2] + 1, decode(row[3])) for row in rows
+            row[0]: Delivery(message_of(row[4:]), f"{row[1]}:{row[0]}", row[2] + 1, decode(row[3])) for row in rows
         }
         return [claimed[id] for id in ids], 0.0
 
@@ -271,7 +271,7 @@ class SqliteLosses:
 def _explain(connection: sqlite3.Connection, receipts: Collection[str], cause: str) -> None:
     """A claim of before is in the history, the present one in columns."""
     for receipt in receipts:
-        id, _, claim = receipt.partition(":")
+        claim, _, id = receipt.partition(":")
         connection.execute(
             "UPDATE messages SET cause = ? WHERE id = ? AND claims = ? AND lease_ends IS NOT NULL", (cause, id, claim)
         )
@@ -282,7 +282,7 @@ def _explain(connection: sqlite3.Connection, receipts: Collection[str], cause: s
 
 
 def _id(delivery: Delivery) -> int:
-    return int(delivery.receipt.partition(":")[0])
+    return int(delivery.receipt.partition(":")[2])
 
 
 def _held(connection: sqlite3.Connection, deliveries: Collection[Delivery]) -> set[int]:
@@ -292,7 +292,7 @@ def _held(connection: sqlite3.Connection, deliveries: Collection[Delivery]) -> s
         "SELECT id, claims FROM messages WHERE lease_ends IS NOT NULL AND id IN (SELECT value FROM json_each(?))",
         (ids,),
     )
-    claims = {f"{id}:{claim}": id for id, claim in rows}
+    claims = {f"{claim}:{id}": id for id, claim in rows}
     return {claims[delivery.receipt] for delivery in deliveries if delivery.receipt in claims}
 
 
@@ -309,7 +309,7 @@ def _columns(message: Message) -> tuple[Any, ...]:
 
 
 def _places(connection: sqlite3.Connection, count: int, *, front: bool = False) -> int:
-    """Reserve places at the end, or at the front; returns the first."""
+    """Reserve places at the end, or at the front; returns the first. Those at the end number claims, too."""
     if front:
         row = connection.execute("UPDATE places SET front = front - ? RETURNING front", (count,)).fetchone()
         return int(row[0])
@@ -351,7 +351,7 @@ def _take_back(connection: sqlite3.Connection, now: float, options: BrokerOption
     for id, suspected, claims, lost, holder, claimed, cause, history in ended:
         if suspected is None or now - suspected < options.lease / 2:
             continue
-        loss = Loss(holder or "", claimed, now, cause or "", f"{id}:{claims}")
+        loss = Loss(holder or "", claimed, now, cause or "", f"{claims}:{id}")
         pause = options.pause_after(lost + 1)
         due = now + pause if pause else None
         connection.execute(

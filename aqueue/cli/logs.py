@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from aqueue.context import Context, current
-from aqueue.outcome import Again, Dead, Done, Failed, GiveBack, Outcome, PutOff, Revoked
+from aqueue.outcome import Again, Dead, Done, Failed, GiveBack, Outcome, PutOff, Repeated, Revoked
 from aqueue.saferepr import printable
 
 LogFormat = Literal["human", "json"]
@@ -89,7 +89,7 @@ def log_run(context: Context, outcome: Outcome, seconds: float) -> None:
             logger.info("%s[%s] was not run: %s", name, context.id, reason, extra=about)
         case GiveBack() | PutOff():
             logger.info("%s[%s] was given back", name, context.id, extra=about)
-        case Dead():
-            pass  # logged where it is buried
+        case Dead() | Repeated():
+            pass  # logged where it is decided
         case _:
             logger.info("%s[%s] ended in %.3f s", name, context.id, seconds, extra=about)

@@ -46,7 +46,7 @@ CREATE TABLE IF NOT EXISTS messages (
     lease_ends REAL,                 -- leased until then
     holder TEXT,
     suspected REAL,                  -- the lease was first seen ended at
-    claims INTEGER NOT NULL DEFAULT 0,   -- fencing: a receipt names the id and the number of the claim
+    claims INTEGER NOT NULL DEFAULT 0,   -- fencing: the number of the last claim, of all claims in the file
     lost INTEGER NOT NULL DEFAULT 0,     -- claims whose holder let the lease end
     claimed REAL,                        -- by the holder, at (unix time)
     cause TEXT,                          -- why the holder is gone, said before the lease has ended

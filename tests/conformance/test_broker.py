@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from aqueue.broker import Ack, Broker, Bury, Delivery, Presence, Release
+from aqueue.broker import Ack, Broker, Bury, Delivery, Presence, Release, token_of
 from aqueue.errors import ConfigurationError
 from aqueue.protocol import Message
 from tests.conformance.conftest import LEASE, MakeBroker
@@ -226,6 +226,27 @@ async def test_a_lost_message_comes_back_counted(make_broker: MakeBroker, queue:
     assert names([again]) == ["first"]
     assert again.deliveries == 2
     assert again.receipt != old.receipt
+
+
+async def test_every_claim_has_a_higher_number_than_those_before(
+    make_broker: MakeBroker, queue: str, kind: str
+) -> None:
+    """Whoever claims, whatever is claimed, in one batch and over a release; RabbitMQ numbers nothing."""
+    one, other = await make_broker(lease=30.0), await make_broker(lease=30.0)
+    await one.publish([message(queue, f"{number}") for number in range(6)])
+    claimed = list(await one.fetch([queue], 3, 1))
+    claimed += await other.fetch([queue], 3, 1)
+    await one.settle([(delivery, Release()) for delivery in claimed[:2]])
+    await other.publish([message(queue, "late")])
+    claimed += await other.fetch([queue], 1, 1)
+    claimed += await one.fetch([queue], 5, 1)
+    numbers = [token_of(delivery.receipt) for delivery in claimed]
+    assert len(claimed) == 9
+    if kind == "rabbitmq":
+        assert set(numbers) == {None}
+    else:
+        assert None not in numbers
+        assert sorted(set(numbers), key=lambda number: number or 0) == numbers
 
 
 async def test_a_lost_message_goes_to_the_front(make_broker: MakeBroker, queue: str, kind: str) -> None:

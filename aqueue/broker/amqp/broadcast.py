@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 from uuid import uuid4
 
-from aqueue.broker import Queue, arguments_of
+from aqueue.broker import OWN_QUEUE, Queue, arguments_of
 
 #: What every worker's own queue begins with.
-OWN: Final = "bcast."
+OWN: Final = OWN_QUEUE
 #: Milliseconds that a queue is kept while nobody consumes it: its worker may be reconnecting, or full of long tasks.
 EXPIRES: Final = 7_200_000
 
