@@ -8,6 +8,7 @@ it; a server that has gone silent is found out by the next send, whose answer is
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
 
 import msgspec
 from pamqp import commands
@@ -20,6 +21,8 @@ from aqueue.errors import EnqueueFailed, EnqueueUnknown
 
 logger = logging.getLogger("aqueue.broker")
 
+#: Seconds between tries to connect.
+_LONGEST_PAUSE: Final = 2.0
 
 #: Declares, on the connection that will be used, what must be there before something is sent.
 Prepare = Callable[[AmqpConnection], Awaitable[None]]
@@ -126,7 +129,8 @@ class Publisher:
         async with self._opening:
             while self._channel is None or self._channel.closed is not None:
                 if self._failures:
-                    await asyncio.sleep(pause(self._failures))
+                    # Less than any caller waits, or nobody would live to see the next try.
+                    await asyncio.sleep(pause(self._failures, longest=min(_LONGEST_PAUSE, self._timeout / 2)))
                 try:
                     await self._connect()
                 except ConnectionLost as error:

@@ -37,6 +37,8 @@ _hiredis: Final[Any] = hiredis
 Value = str | bytes | int | float
 PushHandler = Callable[[list[Any]], None]
 
+#: Seconds between tries to connect.
+_LONGEST_PAUSE: Final = 2.0
 #: Seconds for a late reply that is here already, on a loop that was too busy to read it.
 _GRACE: Final = 0.05
 _INCOMPLETE: Final = object()
@@ -178,7 +180,8 @@ class RedisLink:
         async with self._opening:
             while self._session is None:
                 if self._failures:
-                    await asyncio.sleep(pause(self._failures))
+                    # Less than any caller waits, or nobody would live to see the next try.
+                    await asyncio.sleep(pause(self._failures, longest=min(_LONGEST_PAUSE, self.timeout / 2)))
                 await self._try_to_open()
 
     async def _try_to_open(self) -> None:

@@ -157,8 +157,8 @@ def _is_of(connection: Any, package: str) -> bool:
 
 
 def _refusal(connection: Any, word: str) -> TypeError:
-    kind: type[Any] = type(connection)
+    name = f"{type(connection).__module__}.{type(connection).__qualname__}"
     return TypeError(
-        f"no effect through a {kind.__module__}.{kind.__qualname__} by `{word}`; there are {_KINDS}: the first two and "
-        "the last with `async with`, the others with `with`"
+        f"no effect through a {name} by `{word}`; there are {_KINDS}: the first two and the last with `async with`, "
+        "the others with `with`"
     )

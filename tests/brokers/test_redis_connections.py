@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,26 @@ async def test_tls_refuses_an_unknown_authority_unless_told_not_to(tls_redis: Re
             await broker.publish([message("q")])
     async with await open_broker(url + "?ssl_cert_reqs=CERT_NONE") as broker:
         await broker.publish([message("q")])
+
+
+async def test_callers_with_little_time_find_a_server_that_is_back(own_redis: RedisServer) -> None:
+    """However long it was away: no pause between two tries is longer than any caller waits."""
+    async with await open_broker(own_redis.url, timeout=0.3) as broker:
+        own_redis.kill()
+        tries = 0
+        while broker._link._failures < 8 and tries < 60:
+            tries += 1
+            with pytest.raises(EnqueueFailed):
+                await broker.publish([message("q")])
+        own_redis.start()
+
+        async def is_back() -> bool:
+            with suppress(EnqueueFailed):
+                await broker.publish([message("q")])
+                return True
+            return False
+
+        await until(is_back, "a send succeeds")
 
 
 class Sentinels:
