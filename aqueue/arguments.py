@@ -100,6 +100,16 @@ class ArgumentCodec:
         except (msgspec.ValidationError, TypeError, ValueError, RecursionError):
             return value
 
+    @property
+    def required(self) -> Mapping[str, Any]:
+        """Types of the parameters that every call gives."""
+        types = dict(self._positional) | self._keywords
+        return {
+            name: types[name]
+            for name, p in self._signature.parameters.items()
+            if p.default is p.empty and name in types
+        }
+
     def _kinds(self, count: int) -> list[tuple[str, Any]]:
         """Names and types of the first ``count`` positional arguments."""
         named = self._positional[:count]

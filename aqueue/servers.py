@@ -29,6 +29,11 @@ class Servers:
         self._store_factory: StoreFactory | None = None if isinstance(self._store, Url) else self._store
 
     @property
+    def store_url(self) -> Url | None:
+        """The result store's URL; None when the app was given a factory."""
+        return self._store if isinstance(self._store, Url) else None
+
+    @property
     def broker_name(self) -> str:
         """The broker's URL with the password hidden."""
         return str(self._broker)

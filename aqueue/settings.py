@@ -6,6 +6,7 @@ import msgspec
 
 from aqueue.broker import Queue
 from aqueue.errors import ConfigurationError
+from aqueue.findings import RULES
 from aqueue.options import Options, is_seconds
 from aqueue.protocol import MAX_PRIORITY
 from aqueue.serialization import Limits, Signer
@@ -67,6 +68,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     process_max_tasks: int | None = None
     #: A message whose holder was lost this often is buried.
     max_deliveries: int = 5
+    #: Rules of ``aqueue doctor``, such as ``AQ503``, that are known to be broken here and not told of.
+    ignored_checks: Sequence[str] = ()
     #: A message whose task no worker here knows waits this long for one that does, then it is buried.
     unknown_grace: float = 3600.0
 
@@ -87,6 +90,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         for name in ("send_timeout", "lease", "timeout", "kill_after"):
             if not is_seconds(getattr(self, name)) or not getattr(self, name):
                 raise ConfigurationError(f"{name} is a number of seconds over 0, got {getattr(self, name)!r}")
+        unknown = [rule for rule in self.ignored_checks if rule not in RULES]
+        if unknown:
+            raise ConfigurationError(f"ignored_checks: there is no rule {unknown[0]!r:.40}; docs/doctor.md lists them")
         if not is_seconds(self.unknown_grace):
             raise ConfigurationError(f"unknown_grace is a number of seconds, got {self.unknown_grace!r}")
         if self.result_expires is not None and not is_seconds(self.result_expires):

@@ -74,6 +74,8 @@ class Options:
     max_memory: int = 0
     max_stall: float = 300.0
     reload: bool = False
+    #: Start whatever the checks refuse.
+    force: bool = False
     #: Of a worker process: whether it says what it runs.
     banner: bool = True
     #: Of a worker process: descriptors of `Vitals` and of the socket to the supervisor; -1: it has none.

@@ -20,6 +20,7 @@ from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final, NoReturn
 
+from aqueue import checks
 from aqueue.app import AQueue
 from aqueue.backoff import pause
 from aqueue.broker import Broker, Delivery
@@ -51,7 +52,7 @@ class Worker:
     the plain functions that run at once, in threads; ``processes``, by default one for each CPU, those that run in
     child processes. ``grace`` is how long (seconds) running tasks may go on after `stop`. A loop
     that has been blocked for ``max_stall`` seconds loses its messages to others. ``vitals`` is shared with a
-    supervisor.
+    supervisor. With ``force`` it starts whatever the checks refuse.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Worker:
         grace: float = 25.0,
         max_stall: float = 300.0,
         vitals: Vitals | None = None,
+        force: bool = False,
     ) -> None:
         check_not_in_a_child()
         self.app = app
@@ -74,6 +76,7 @@ class Worker:
         self.grace = grace
         self.max_stall = max_stall
         self._vitals = vitals
+        self.force = force
         self.slots: dict[Kind, int] = {
             "coroutine": concurrency,
             "thread": threads,
@@ -95,10 +98,11 @@ class Worker:
         self._stopping.set()
 
     async def run(self) -> None:
-        """Work until `stop`. A lost broker is waited for; a bug is raised."""
+        """Work until `stop`. A lost broker is waited for; a bug is raised, and so is what the checks refuse."""
         async with AsyncExitStack() as stack:
             producer = (await stack.enter_async_context(self.app)).producer()
             producer.broker.holder = self.name
+            await checks.at_start(self.app, self.queues, self.slots, force=self.force)
             state = await self._enter_lifespans(stack)
             threads = ThreadPool(self.slots["thread"], asyncio.get_running_loop())
             stack.callback(threads.close)

@@ -31,9 +31,11 @@ from aqueue.broker import (
     settling_order,
 )
 from aqueue.broker.history import History, Loss, decode, encode
-from aqueue.broker.sqlite_inspection import SqliteInspection, message_of, put_presence
+from aqueue.broker.sqlite_inspection import SqliteInspection, message_of, overdue, put_presence
+from aqueue.drivers import sqlite_checks
 from aqueue.drivers.sqlite_file import SqliteFile, drop_ended, path_of, put_if_absent, put_records
 from aqueue.errors import AQueueError, Border, BrokerUnavailable, EnqueueFailed
+from aqueue.findings import Finding, Use
 from aqueue.protocol import Message, Record
 from aqueue.serialization import dumps_headers
 from aqueue.url import Url
@@ -88,6 +90,13 @@ class SqliteBroker:
     @property
     def inspection(self) -> SqliteInspection:
         return SqliteInspection(self._file)
+
+    async def check(self, use: Use) -> Sequence[Finding]:
+        with _raising(BrokerUnavailable):
+            found = sqlite_checks.check(self._file.path)
+            if use.contents:
+                found += await self._file.run(lambda connection: overdue(connection, self._file.path, self.lease))
+        return found
 
     def now(self) -> float:
         return time.time()

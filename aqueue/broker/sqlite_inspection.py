@@ -4,6 +4,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -12,6 +13,7 @@ from aqueue.broker import DeadLetter, Presence, QueueDepth, Recovered, Visit
 from aqueue.broker.history import decode, encode
 from aqueue.drivers.sqlite_file import SqliteFile, T, Work
 from aqueue.errors import BadMessage, BrokerUnavailable
+from aqueue.findings import PATIENCE, Finding
 from aqueue.protocol import Message, Unreadable
 from aqueue.serialization import Limits, loads_json
 from aqueue.shapes import is_object
@@ -201,3 +203,20 @@ class SqliteInspection:
             return await self._file.run(work, bell=self._file.messages_bell if rings else None)
         except sqlite3.Error as error:
             raise BrokerUnavailable(f"SQLite: {error}") from None
+
+
+def overdue(connection: sqlite3.Connection, path: Path, lease: float) -> list[Finding]:
+    """What every live worker would have moved by now; ``lease`` is in seconds."""
+    now = time.time()
+    ended, parked = connection.execute(
+        "SELECT count(*) FILTER (WHERE lease_ends < ?), count(*) FILTER (WHERE due < ?) FROM messages",
+        (now - 2 * lease - PATIENCE, now - PATIENCE),
+    ).fetchone()
+    found: list[Finding] = []
+    if ended:
+        what = f"{ended} messages in {path} are held by workers that let their leases end, and nobody takes them back"
+        found.append(Finding("AQ605", what, "start a worker, or `aqueue recover`"))
+    if parked:
+        what = f"{parked} messages in {path} are past their time, and nobody moves them to their queues"
+        found.append(Finding("AQ606", what, "start a worker: any moves them all"))
+    return found

@@ -65,6 +65,7 @@ async def _work(app: aqueue.AQueue, queues: list[str], options: Options) -> None
         grace=options.grace,
         max_stall=options.max_stall,
         vitals=Vitals.open(options.vitals) if options.vitals >= 0 else None,
+        force=options.force,
     )
     if options.banner:
         print(banner(worker), file=sys.stderr, flush=True)  # noqa: T201

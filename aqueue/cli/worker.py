@@ -38,6 +38,7 @@ def work(
         float, typer.Option(min=1.0, help="Seconds after which a process whose event loop is blocked is killed.")
     ] = 300.0,
     reload: Annotated[bool, typer.Option("--reload", help="Start again when code below this folder changes.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Start whatever the checks say, see aqueue doctor.")] = False,
 ) -> None:
     """Run an app's tasks until SIGTERM or Ctrl-C; the second one ends it at once."""
     if loglevel.lower() not in _LEVELS:
@@ -61,6 +62,7 @@ def work(
         max_memory=_bytes(max_memory),
         max_stall=max_stall,
         reload=reload,
+        force=force,
     )
     # Without -P the folder of the script would stand before the standard library.
     os.execv(sys.executable, [sys.executable, "-P", supervise.__file__, *options.words()])  # noqa: S606 - our own words

@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from typing import Any, Final, cast
 
@@ -193,6 +193,8 @@ class AmqpConnection(asyncio.Protocol):
         #: What the server said when it stopped taking publications.
         self.block_reason = ""
         self.frame_max = _MOST_FRAME_MAX
+        #: What the server says of itself: ``product``, ``version``...
+        self.server: Mapping[str, Any] = {}
 
     # --- opening and closing ---
 
@@ -236,7 +238,7 @@ class AmqpConnection(asyncio.Protocol):
     async def _log_in(self, address: AmqpAddress, heartbeat: float) -> None:
         start = self._await_control()
         self._send(PROTOCOL_HEADER)
-        _expect(await start, commands.Connection.Start)
+        self.server = _expect(await start, commands.Connection.Start).server_properties or {}
         secret = f"\0{address.username}\0{address.password}" if address.mechanism == "PLAIN" else ""
         properties: dict[str, Any] = {"product": "aqueue", "capabilities": _CAPABILITIES}
         if address.name:

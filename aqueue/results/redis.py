@@ -11,10 +11,12 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, Self
 
+from aqueue.drivers import redis_checks
 from aqueue.drivers.redis_address import RedisAddress
 from aqueue.drivers.redis_link import RedisLink, Value, look_away, raising
 from aqueue.drivers.redis_records import PUT, record_arguments
 from aqueue.errors import StoreUnavailable
+from aqueue.findings import Finding, Use
 from aqueue.protocol import Record
 from aqueue.results import Documents, Result, StoreFactory, StoreOptions
 from aqueue.results.keys import task_prefix
@@ -61,6 +63,18 @@ class RedisResults:
     ) -> None:
         self._forget_subscriptions()
         await self._link.close()
+
+    async def check(self, use: Use) -> Sequence[Finding]:
+        with raising(StoreUnavailable):
+            known = await redis_checks.facts(self._link)
+            found = await redis_checks.common(self._link, known, f"{self._prefix}nothing")
+        policy = "" if known is None else redis_checks.evicts(known)
+        if policy:
+            what = (
+                f"{self._address.shown} throws keys away when its memory is full ({policy}): results may be lost early"
+            )
+            found.append(Finding("AQ109", what, "CONFIG SET maxmemory-policy noeviction, and write it to redis.conf"))
+        return found
 
     @property
     def place(self) -> RedisAddress | None:

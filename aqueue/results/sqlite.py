@@ -10,8 +10,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from aqueue.drivers import sqlite_checks
 from aqueue.drivers.sqlite_file import SqliteFile, drop_ended, path_of, put_if_absent, put_records
 from aqueue.errors import AQueueError, BadMessage, Border, StoreUnavailable
+from aqueue.findings import Finding, Use
 from aqueue.protocol import Record
 from aqueue.results import Documents, Result, StoreFactory, StoreOptions
 from aqueue.url import Url
@@ -54,6 +56,10 @@ class SqliteResults:
             self._telling.cancel()
             await asyncio.wait([self._telling])
         await self._file.close()
+
+    async def check(self, use: Use) -> Sequence[Finding]:
+        with _BORDER:
+            return sqlite_checks.check(self._file.path)
 
     @property
     def place(self) -> Path | None:

@@ -40,6 +40,7 @@ from aqueue.broker import (
     or_hand_back,
     settling_order,
 )
+from aqueue.broker.amqp import checks
 from aqueue.broker.amqp.broadcast import Broadcasts
 from aqueue.broker.amqp.consuming import LINGER, Claim, Consumption, Order
 from aqueue.broker.amqp.dead import letter
@@ -53,6 +54,7 @@ from aqueue.drivers.amqp_connection import AmqpConnection, ChannelClosed, Connec
 from aqueue.drivers.amqp_publisher import Publication, Publisher
 from aqueue.drivers.io_thread import IoThread
 from aqueue.errors import Border, BrokerUnavailable, EnqueueFailed
+from aqueue.findings import Finding, Use
 from aqueue.protocol import Message
 from aqueue.url import Url
 
@@ -126,6 +128,11 @@ class AmqpBroker:
     @property
     def inspection(self) -> AmqpInspection:
         return AmqpInspection(self._publisher, self._declare)
+
+    async def check(self, use: Use) -> Sequence[Finding]:
+        with Border(BrokerUnavailable, ConnectionLost, ChannelClosed, TimeoutError):
+            connection = await self._publisher.connection()
+            return await checks.check(connection, self._address.shown, self._options.queues, self._broadcasts, use)
 
     def now(self) -> float:
         """This machine's clock: RabbitMQ tells nobody its own."""

@@ -31,6 +31,7 @@ import msgspec
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from aqueue.broker import Ack, BrokerFactory, BrokerOptions, Bury, Delivery, Presence, Release, Verdict, settling_order
+from aqueue.broker.redis import checks
 from aqueue.broker.redis.claims import Claims
 from aqueue.broker.redis.envelope import pack
 from aqueue.broker.redis.inspection import RedisInspection
@@ -41,6 +42,7 @@ from aqueue.drivers.redis_address import RedisAddress, ThreadConnection
 from aqueue.drivers.redis_link import LinkLost, RedisLink, Value, raising
 from aqueue.drivers.redis_records import record_arguments
 from aqueue.errors import BrokerUnavailable, EnqueueFailed, EnqueueUnknown
+from aqueue.findings import Finding, Use
 from aqueue.protocol import Message
 from aqueue.url import Url
 
@@ -93,6 +95,10 @@ class RedisBroker:
     @property
     def inspection(self) -> RedisInspection:
         return RedisInspection(self._link, self._keys, self._options.limits)
+
+    async def check(self, use: Use) -> Sequence[Finding]:
+        with raising(BrokerUnavailable):
+            return await checks.check(self._link, self._keys, use, self.lease)
 
     def now(self) -> float:
         return self._claims.clock.now()
