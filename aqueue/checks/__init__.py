@@ -35,13 +35,12 @@ async def at_start(app: AQueue, queues: Sequence[str], slots: Mapping[Kind, int]
 
     Raises ConfigurationError for what is refused, unless there is ``force``. Servers that are away are not checked.
     """
-    found = [*without_servers(app, queues, slots, Machine.here())]
-    try:
-        async with asyncio.timeout(_PATIENCE):
-            found += await _servers(app, _use(app, queues))
-    except (BrokerUnavailable, StoreUnavailable, TimeoutError) as error:
-        logger.info("a server is away and was not checked: %s", str(error) or f"no answer in {_PATIENCE:g} s")
-    found = _ordered(app, found)
+    producer, use = app.producer(), _use(app, queues)
+    of_broker, of_store = await asyncio.gather(
+        _unless_away(producer.broker, use, app.servers.broker_name),
+        _unless_away(producer.store, use, app.servers.store_name),
+    )
+    found = _ordered(app, [*without_servers(app, queues, slots, Machine.here()), *of_broker, *of_store])
     for finding in found:
         logger.log(_LEVELS[finding.severity], "%s", finding)
     refused = [finding for finding in found if finding.severity == "refuse"]
@@ -85,10 +84,13 @@ async def _store(app: AQueue, queues: Sequence[str]) -> Sequence[Finding]:
         return [Finding("AQ002", what, "start it, or put its URL right")]
 
 
-async def _servers(app: AQueue, use: Use) -> list[Finding]:
-    producer = app.producer()
-    of_broker, of_store = await asyncio.gather(_of(producer.broker, use), _of(producer.store, use))
-    return [*of_broker, *of_store]
+async def _unless_away(server: object, use: Use, shown: str) -> Sequence[Finding]:
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            return await _of(server, use)
+    except (BrokerUnavailable, StoreUnavailable, TimeoutError) as error:
+        logger.info("%s is away and was not checked: %s", shown, str(error) or f"no answer in {_PATIENCE:g} s")
+        return ()
 
 
 async def _of(server: object, use: Use) -> Sequence[Finding]:

@@ -1,8 +1,10 @@
 """What the declarations of tasks show by themselves."""
 
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -21,6 +23,7 @@ def task_findings(app: AQueue) -> Iterator[Finding]:
         step = "import the modules that declare them, or name them in Settings.include"
         yield Finding("AQ410", f"app {app.name} has no tasks: nothing can run", step)
     yield from _names(app.tasks)
+    yield from _main(app)
     if app.settings.timeout > _DAY:
         yield _too_long("every task without a timeout of its own", app.settings.timeout)
     for name, task in app.tasks.items():
@@ -47,6 +50,19 @@ def _names(tasks: Mapping[str, Task[..., Any]]) -> Iterator[Finding]:
             both, modules = " and task ".join(by_module.values()), " and ".join(by_module)
             what = f"the function at {file}:{line} is task {both}: its module was imported as {modules}"
             yield Finding("AQ402", what, "import it by one name everywhere, or give the task a name=")
+
+
+def _main(app: AQueue) -> Iterator[Finding]:
+    """Tasks of the program that was started: a worker imports its module, and names them after that."""
+    for name, task in app.tasks.items():
+        function = task.function
+        if function.__module__ == "__main__" and name == f"{app.name}.{getattr(function, '__name__', '')}":
+            spec = getattr(sys.modules["__main__"], "__spec__", None)
+            module = Path(function.__code__.co_filename).stem if spec is None else spec.name
+            if module != app.name:
+                there = f"{module}.{function.__name__}"
+                what = f"task {name} is declared in the program itself; a worker that imports {module} calls it {there}"
+                yield Finding("AQ402", what, f"AQueue({module!r}), a name= for the task, or a module of its own")
 
 
 def _too_long(whose: str, timeout: float) -> Finding:

@@ -21,11 +21,11 @@ _PART: Final = 0.02
 def check(path: Path) -> list[Finding]:
     """Looks at the machine alone."""
     mounts = _MOUNTS.read_text(errors="replace") if _MOUNTS.exists() else ""
-    if not path.parent.exists():
-        return []  # whoever opens the file says so
+    found = [*network(path, mounts)]
+    if found or not path.parent.exists():
+        return found  # whoever opens the file says that there is no such folder
     disk = os.statvfs(path.parent)
-    free, size = disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize
-    return [*network(path, mounts), *space(path, free, size)]
+    return [*space(path, disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize)]
 
 
 def network(path: Path, mounts: str) -> Iterator[Finding]:

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -172,6 +173,20 @@ def test_a_module_that_was_imported_by_two_names(tmp_path: Path) -> None:
     (found,) = findings(app)
     assert found.rule == "AQ402"
     assert "is task shop.tasks.work and task tasks.work: its module was imported as shop.tasks and tasks" in found.what
+
+
+@pytest.mark.parametrize(("name", "wanted"), [("shop", ["AQ402"]), ("program", [])])
+def test_a_task_of_the_program_itself(
+    tmp_path: Path, name: str, wanted: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)  # as of `python program.py`
+    app = AQueue(name, broker="redis://localhost")
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile("def work():\n    pass\n", str(tmp_path / "program.py"), "exec"), namespace)
+    app.task(namespace["work"])
+    found = findings(app)
+    assert [finding.rule for finding in found] == wanted
+    assert all("task shop.work is declared" in one.what and "calls it program.work" in one.what for one in found)
 
 
 def test_tasks_that_are_made_in_a_loop_are_several() -> None:
