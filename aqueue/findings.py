@@ -55,6 +55,7 @@ RULES: Final[Mapping[str, Severity]] = {
     "AQ310": "warn",  # one lost worker buries a task
     "AQ311": "warn",  # no time for a rolling deploy
     "AQ312": "warn",  # signed, and unsigned as well
+    "AQ313": "warn",  # the server's delivery limit comes first
     "AQ401": "warn",  # names that differ in case alone
     "AQ402": "warn",  # one function, two names
     "AQ403": "warn",  # more than a day for one run

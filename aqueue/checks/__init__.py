@@ -25,6 +25,8 @@ logger = logging.getLogger("aqueue.checks")
 
 #: Seconds that a worker's start waits for servers to answer.
 _PATIENCE: Final = 2.0
+#: No task's id.
+_NOBODY: Final = "aqueue-doctor"
 #: Findings about a server after which there is nothing to see in its queues.
 _BLIND: Final = ("AQ103", "AQ104")
 _LEVELS: Final = {"refuse": logging.ERROR, "warn": logging.WARNING, "info": logging.INFO}
@@ -78,7 +80,10 @@ async def _broker(app: AQueue, queues: Sequence[str]) -> list[Finding]:
 
 async def _store(app: AQueue, queues: Sequence[str]) -> Sequence[Finding]:
     try:
-        return await _of(app.producer().store, _use(app, queues))
+        store = app.producer().store
+        if not store.reply_to:
+            await store.get(_NOBODY)  # whether it answers; not every store is `Checked`
+        return await _of(store, _use(app, queues))
     except StoreUnavailable as error:
         what = f"the result store {app.servers.store_name} can't be reached: {error}"
         return [Finding("AQ002", what, "start it, or put its URL right")]

@@ -43,6 +43,9 @@ def _formats(app: AQueue) -> Iterator[Finding]:
     if "auth" in settings.accept_content and len(settings.accept_content) > 1:
         what = f"signed messages are accepted, and unsigned ones as well ({accepted}): a forger just does not sign"
         yield Finding("AQ312", what, 'Settings(accept_content=("auth",)) when every sender signs')
+    if settings.signer is not None and "auth" not in settings.accept_content:
+        what = f"there is a signer, but messages are accepted without a signature ({accepted}), and signed ones are not"
+        yield Finding("AQ312", what, 'Settings(serializer="auth", accept_content=("auth",)), or no signer')
     readable = settings.result_accept_content or settings.accept_content
     if settings.result_serializer not in readable and not settings.ignore_result:
         what = f"results are written as {settings.result_serializer}, but only {', '.join(readable)} is read"
@@ -95,6 +98,12 @@ def _queues(app: AQueue, served: Sequence[str]) -> Iterator[Finding]:
         if not _is_glob(name) and name not in used:
             what = f"Settings.queues has {name}, to which no task goes: a worker without -Q does not serve it"
             yield Finding("AQ307", what, "is it spelled as in the tasks? Else take it out, or name it with -Q")
+    for name, declared in app.settings.queues.items():
+        limit = declared.arguments.get("x-delivery-limit")
+        if isinstance(limit, int) and limit <= app.settings.max_deliveries:
+            what = f"queue {name} gives a message up after {limit} deliveries, before max_deliveries says so"
+            step = f"x-delivery-limit {2 * app.settings.max_deliveries}, so that workers bury it with its reason"
+            yield Finding("AQ313", what, step)
     homeless = {app.queue_of(task): name for name, task in sorted(app.tasks.items(), reverse=True)}
     for queue, task in sorted(homeless.items()):
         if queue not in served:

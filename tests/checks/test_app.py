@@ -104,12 +104,14 @@ SETTINGS: list[tuple[str, Callable[[], AQueue], str]] = [
     ("AQ310", lambda: app_with(max_deliveries=1), "buries the tasks it held"),
     ("AQ311", lambda: app_with(unknown_grace=10.0), "is 10 s"),
     ("AQ312", lambda: app_with(accept_content=("auth", "json"), signer=signer()), "just does not sign"),
+    ("AQ312", lambda: app_with(signer=signer()), "there is a signer"),
+    ("AQ313", lambda: app_with(queues={"q*": Queue(arguments={"x-delivery-limit": 5})}), "after 5 deliveries"),
     ("AQ403", lambda: app_with(timeout=90_000.0), "every task without a timeout of its own may run 25 hours"),
     ("AQ410", lambda: AQueue("empty", broker="redis://localhost"), "app empty has no tasks"),
 ]
 
 
-@pytest.mark.parametrize(("rule", "make", "text"), [pytest.param(*row, id=row[0]) for row in SETTINGS])
+@pytest.mark.parametrize(("rule", "make", "text"), SETTINGS)
 def test_a_setting_breaks_its_rule_and_no_other(rule: str, make: Callable[[], AQueue], text: str) -> None:
     (found,) = findings(make())
     assert found.rule == rule

@@ -301,7 +301,7 @@ async def test_what_can_not_be_reached_is_told_and_the_rest_is_checked(memory: s
     away = f"redis://:hidden@127.0.0.1:{free_port()}/0"
     app = app_on(away, memory, send_timeout=0.5, lease=1.0)
     assert await rules(app) == ["AQ001", "AQ304"]
-    app = app_on(memory, away, send_timeout=0.5)
-    (found,) = await examined(app)
-    assert found.rule == "AQ002"
-    assert "hidden" not in str(found)
+    for store in (away, f"db+postgresql://user:hidden@127.0.0.1:{free_port()}/x"):
+        (found,) = await examined(app_on(memory, store, send_timeout=0.5))
+        assert found.rule == "AQ002"
+        assert "hidden" not in str(found)
