@@ -90,10 +90,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         for name in ("send_timeout", "lease", "timeout", "kill_after"):
             if not is_seconds(getattr(self, name)) or not getattr(self, name):
                 raise ConfigurationError(f"{name} is a number of seconds over 0, got {getattr(self, name)!r}")
-        unknown = [rule for rule in self.ignored_checks if rule not in RULES]
-        if unknown:
-            raise ConfigurationError(f"ignored_checks: there is no rule {unknown[0]!r:.40}; docs/doctor.md lists them")
+        _check_rules(self.ignored_checks)
         if not is_seconds(self.unknown_grace):
             raise ConfigurationError(f"unknown_grace is a number of seconds, got {self.unknown_grace!r}")
         if self.result_expires is not None and not is_seconds(self.result_expires):
             raise ConfigurationError(f"result_expires is a number of seconds or None, got {self.result_expires!r}")
+
+
+def _check_rules(rules: Sequence[str]) -> None:
+    unknown = [rule for rule in rules if rule not in RULES]
+    if unknown:
+        raise ConfigurationError(f"ignored_checks: there is no rule {unknown[0]!r:.40}; docs/doctor.md lists them")

@@ -75,7 +75,9 @@ def _limits(machine: Machine, slots: Mapping[Kind, int]) -> Iterator[Finding]:
     if machine.files is not None and machine.files < files:
         what = f"this process may open {machine.files} files; {sum(slots.values())} tasks at once may need {files}"
         yield Finding("AQ501", what, f"ulimit -n {files}, LimitNOFILE= of the service, or a lower --concurrency")
-    threads = _THREADS + slots.get("thread", 0)
+    threads = _THREADS + slots.get("thread", 0) + slots.get("process", 0)
     if machine.threads is not None and machine.threads < threads and machine.user != 0:  # which holds for no root
         what = f"this user may have {machine.threads} processes and threads; this worker alone may need {threads}"
-        yield Finding("AQ502", what, "raise ulimit -u, or LimitNPROC= of the service, or lower --threads")
+        yield Finding(
+            "AQ502", what, "raise ulimit -u, or LimitNPROC= of the service, or lower --threads and --processes"
+        )

@@ -75,7 +75,7 @@ def _times(name: str, task: Task[..., Any], settings: Settings) -> Iterator[Find
     timeout = task.definition.timeout
     if timeout is not None and timeout > _DAY:
         yield _too_long(f"task {name}", timeout)
-    soft, limit = options.get("soft_timeout"), timeout or settings.timeout
+    soft, limit = task.definition.soft_timeout, timeout or settings.timeout
     if soft is not None and soft >= limit:
         what = f"the soft_timeout of task {name} ({soft:g} s) is not before its timeout ({limit:g} s)"
         yield Finding("AQ409", what, "make it a few seconds less than the timeout")

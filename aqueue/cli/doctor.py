@@ -1,5 +1,6 @@
 """``aqueue doctor``: what is wrong with an app, its servers and this machine, and what to change."""
 
+import os
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Annotated, Final
@@ -7,13 +8,13 @@ from typing import Annotated, Final
 import typer
 
 from aqueue import checks
-from aqueue.app import AQueue
 from aqueue.checks import Machine
 from aqueue.cli.console import NO, UNREACHABLE, WRONG, fail, run, to_json
 from aqueue.cli.target import AppOption, JsonOption, app_and_words, no_more
 from aqueue.errors import AQueueError
 from aqueue.findings import RULES, Finding
 from aqueue.options import check_queue
+from aqueue.task import Kind
 
 _COLOURS: Final = {"refuse": "red", "warn": "yellow", "info": "cyan"}
 
@@ -27,6 +28,7 @@ def examine(
     ] = "",
     concurrency: Annotated[int, typer.Option("--concurrency", "-c", min=1, help="Coroutines at once.")] = 100,
     threads: Annotated[int, typer.Option("--threads", min=1, help="Plain functions at once.")] = 16,
+    processes: Annotated[int, typer.Option("--processes", min=0, help="Child processes at once; 0: one a CPU.")] = 0,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 for warnings, too.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -43,13 +45,14 @@ def examine(
         served = [check_queue(queue.strip()) for queue in queues.split(",") if queue.strip()] or aq.queues()
     except AQueueError as error:
         fail(error)
-    found = run(_examine(aq, served, concurrency, threads))
+    slots: dict[Kind, int] = {
+        "coroutine": concurrency,
+        "thread": threads,
+        "process": processes or os.cpu_count() or 1,
+    }
+    found = run(checks.everything(aq, served, slots, Machine.here()))
     _show(found, as_json)
     raise typer.Exit(_exit_code(found, strict))
-
-
-async def _examine(aq: AQueue, queues: Sequence[str], concurrency: int, threads: int) -> list[Finding]:
-    return await checks.everything(aq, queues, {"coroutine": concurrency, "thread": threads}, Machine.here())
 
 
 def _show(found: Sequence[Finding], as_json: bool) -> None:

@@ -1,7 +1,8 @@
 """A task whose result was stored, and whose message was not settled: it is not run a second time."""
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ from tests.kit.waiting import until
 from tests.kit.workers import WorkerProcess
 from tests.worker.conftest import QUICK, StartWorker
 
-#: The result store dies with its process behind the first result, so that nothing is settled.
+#: The first worker process dies behind its result, and the first behind its commit, so that nothing is settled. Its
+#: supervisor starts another one.
 SHOP = """
 import os
 import signal
@@ -27,11 +29,18 @@ from aqueue.results.sqlite import SqliteResults
 from aqueue.url import Url
 
 
+def die_once():
+    try:
+        open("died", "x").close()
+    except FileExistsError:
+        return
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 class Dying(SqliteResults):
     async def put(self, records):
         await super().put(records)
-        if os.environ["DIES"] == "yes":
-            os.kill(os.getpid(), signal.SIGKILL)
+        die_once()
 
 
 app = AQueue(
@@ -56,12 +65,9 @@ async def pay(ctx: Context, order: int) -> bool:
         if first:
             database.execute("INSERT INTO payments VALUES (?)", (order,))
     database.close()
-    if ctx.deliveries == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
+    die_once()
     return first
 """
-
-Spawn = Callable[[str], WorkerProcess]
 
 
 @pytest.fixture(params=["redis", "rabbitmq"])
@@ -72,17 +78,11 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def spawn(tmp_path: Path, url: Url) -> Iterator[Spawn]:
+def worker(tmp_path: Path, url: Url) -> Iterator[WorkerProcess]:
     (tmp_path / "shop.py").write_text(SHOP)
-    spawned: list[WorkerProcess] = []
-
-    def start(dies: str) -> WorkerProcess:
-        spawned.append(WorkerProcess(tmp_path, "shop:app", env={"BROKER": url.reveal(), "DIES": dies}))
-        return spawned[-1]
-
-    yield start
-    for worker in spawned:
-        worker.process.stop()
+    started = WorkerProcess(tmp_path, "shop:app", env={"BROKER": url.reveal()})
+    yield started
+    started.process.stop()
 
 
 def client(tmp_path: Path, url: Url) -> AQueue:
@@ -91,38 +91,33 @@ def client(tmp_path: Path, url: Url) -> AQueue:
 
 
 async def test_what_succeeded_before_its_worker_was_killed_is_settled_and_not_run(
-    tmp_path: Path, url: Url, spawn: Spawn
+    tmp_path: Path, url: Url, worker: WorkerProcess
 ) -> None:
     async with client(tmp_path, url) as app:
-        first = spawn("yes").ready()
         result = await app.send_task("shop.charge", (7,))
-        await until(first.ended, "the worker dies behind its result")
-        assert await result.get(5) == "paid 7 by delivery 1"
-        second = spawn("no").ready()
-        await until(lambda: "came back after it had succeeded; it is not run again" in second.log, "it comes back", 20)
+        assert await result.get(20) == "paid 7 by delivery 1"
+        await until(lambda: "came back after it had succeeded; it is not run again" in worker.log, "it comes back", 20)
         later = await app.send_task("shop.charge", (8,))
         assert await later.get(10) == "paid 8 by delivery 1"
         assert await result.get(1) == "paid 7 by delivery 1"
         assert (tmp_path / "ran").read_text() == "7 1\n8 1\n"
-        second.terminate()
-        assert second.wait() == 0
+        worker.terminate()
+        assert worker.wait() == 0
+        assert "has died" in worker.log
         assert await app.producer().broker.fetch(["celery"], 1, 0.1) == []
 
 
 async def test_an_effect_is_there_once_when_its_worker_was_killed_behind_the_commit(
-    tmp_path: Path, url: Url, spawn: Spawn
+    tmp_path: Path, url: Url, worker: WorkerProcess
 ) -> None:
-    database = sqlite3.connect(tmp_path / "shop.db")
-    database.execute("CREATE TABLE payments (orders)")
-    async with client(tmp_path, url) as app:
-        first = spawn("no").ready()
-        result = await app.send_task("shop.pay", (7,))
-        await until(first.ended, "the worker dies behind the commit")
-        spawn("no").ready()
-        assert await result.get(20) is False
-    assert database.execute("SELECT orders FROM payments").fetchall() == [(7,)]
-    assert database.execute("SELECT task_id, step FROM aqueue_effects").fetchall() == [(result.id, "pay")]
-    database.close()
+    with closing(sqlite3.connect(tmp_path / "shop.db")) as database:
+        database.execute("CREATE TABLE payments (orders)")
+        async with client(tmp_path, url) as app:
+            result = await app.send_task("shop.pay", (7,))
+            assert await result.get(30) is False
+        assert "has died" in worker.log
+        assert database.execute("SELECT orders FROM payments").fetchall() == [(7,)]
+        assert database.execute("SELECT task_id, step FROM aqueue_effects").fetchall() == [(result.id, "pay")]
 
 
 async def lose(broker: str) -> None:
