@@ -187,18 +187,9 @@ class Runs:
             too_early = run.context.cancel_reason
             if too_early is not None:
                 return self._interrupted(run, asyncio.CancelledError(too_early))
-            if run.delivery.deliveries > 1 or run.request.message.redelivered:
-                again = await self._repeated(run.request, run.task)
-                if again is not None:
-                    return again
-            if self.suspects.held is run.delivery:
-                await self._wait_to_be_alone(run)
-            if run.task.definition.kind == "process":
-                await self._take_process(run)
-            for gate in self._app.gates:
-                refused = await gate(run.context)
-                if refused is not None:
-                    return refused
+            refused = await self._refused(run)
+            if refused is not None:
+                return refused
             request = run.request
             run.context.args, run.context.kwargs = run.task.codec.decode(request.args, request.kwargs)
             if run.task.definition.at_most_once and not await self._lets_go(run):
@@ -209,6 +200,22 @@ class Runs:
             return self._timed_out(run, None) if run.context.cancel_reason == "timeout" else Done(value)
         except BaseException as error:  # noqa: BLE001 - whatever a task raises is its outcome
             return self._interrupted(run, error)
+
+    async def _refused(self, run: Run) -> Outcome | None:
+        """What keeps it from running after all; else it has all that it needs."""
+        if run.delivery.deliveries > 1 or run.request.message.redelivered:
+            again = await self._repeated(run.request, run.task)
+            if again is not None:
+                return again
+        if self.suspects.held is run.delivery:
+            await self._wait_to_be_alone(run)
+        if run.task.definition.kind == "process":
+            await self._take_process(run)
+        for gate in self._app.gates:
+            refused = await gate(run.context)
+            if refused is not None:
+                return refused
+        return None
 
     async def _lets_go(self, run: Run) -> bool:
         """Settle the message before its task begins; False when nobody can say that it will not come again."""

@@ -77,12 +77,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         priority: object = self.default_priority
         if type(priority) is not int or not 0 <= priority <= MAX_PRIORITY:
             raise ConfigurationError(f"default_priority is 0 to {MAX_PRIORITY}, got {priority!r}")
-        deliveries: object = self.max_deliveries
-        if type(deliveries) is not int or deliveries < 1:
-            raise ConfigurationError(f"max_deliveries is an integer, 1 or more; got {deliveries!r}")
-        tasks: object = self.process_max_tasks
-        if tasks is not None and (type(tasks) is not int or tasks < 1):
-            raise ConfigurationError(f"process_max_tasks is an integer, 1 or more, or None; got {tasks!r}")
+        _check_count("max_deliveries", self.max_deliveries)
+        if self.process_max_tasks is not None:
+            _check_count("process_max_tasks", self.process_max_tasks)
         if self.delayed_queue_type not in ("quorum", "classic"):
             raise ConfigurationError(f"delayed_queue_type is quorum or classic, got {self.delayed_queue_type!r}")
         if self.result_serializer == "auth":
@@ -95,6 +92,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigurationError(f"unknown_grace is a number of seconds, got {self.unknown_grace!r}")
         if self.result_expires is not None and not is_seconds(self.result_expires):
             raise ConfigurationError(f"result_expires is a number of seconds or None, got {self.result_expires!r}")
+
+
+def _check_count(name: str, count: object) -> None:
+    if type(count) is not int or count < 1:
+        raise ConfigurationError(f"{name} is an integer, 1 or more; got {count!r}")
 
 
 def _check_rules(rules: Sequence[str]) -> None:
