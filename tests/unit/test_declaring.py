@@ -47,7 +47,7 @@ async def _generates_slowly() -> AsyncIterator[int]:
     yield 1
 
 
-@pytest.mark.parametrize("wrong", [_generates, _generates_slowly, int, AQueue, 5, None, "shop.add"], ids=repr)
+@pytest.mark.parametrize("wrong", [_generates, _generates_slowly, int, AQueue, 5, None, "shop.add"])
 def test_what_is_no_function_that_returns_is_refused(app: AQueue, wrong: Any) -> None:
     with pytest.raises(ConfigurationError):
         app.task(name="shop.wrong")(wrong)
