@@ -166,6 +166,7 @@ class Child:
         self._link.send(Ready())
         while (job := self._jobs.get()) is not None:
             self._link.send(_answer(job, failure))
+            signal.signal(_INTERRUPT, self._on_signal)  # whatever the task made of it
 
     def _listen(self, messages: Iterator[Any]) -> None:
         for message in messages:

@@ -142,6 +142,10 @@ def warned(file: str) -> str:
     return "slept"
 
 
+def take_the_signal() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def save(file: str) -> str:
     Path(file).write_text("begun")
     try:

@@ -88,8 +88,8 @@ async def test_values_go_in_and_out(app: AQueue, start_worker: StartWorker) -> N
 async def test_many_run_at_once_and_each_once(app: AQueue, start_worker: StartWorker) -> None:
     add = process(app, process_tasks.add)
     await start_worker(app, processes=2)
-    results = await app.send_many([add.s(n, 0) for n in range(60)])
-    assert [await result.get(20) for result in results] == list(range(60))
+    results = await app.send_many([add.s(n, 0) for n in range(30)])
+    assert [await result.get(20) for result in results] == list(range(30))
 
 
 async def test_the_context_is_there(app: AQueue, start_worker: StartWorker) -> None:
@@ -221,8 +221,10 @@ async def test_a_soft_limit_is_raised_in_the_task(app: AQueue, start_worker: Sta
 
 async def test_a_hard_limit_lets_finally_run(app: AQueue, start_worker: StartWorker, tmp_path: Path) -> None:
     nap, pid = process(app, process_tasks.nap), process(app, process_tasks.pid)
+    take_the_signal = process(app, process_tasks.take_the_signal)
     await start_worker(app, processes=1)
     first = await (await pid.send()).get(10)
+    await (await take_the_signal.send()).get(10)
     with pytest.raises(TaskFailed, match=r"TimeLimitExceeded: 0\.4"):
         await (await nap.options(timeout=0.4).send(str(tmp_path / "nap"))).get(10)
     assert (tmp_path / "nap").read_text() == "cleaned up"
@@ -233,10 +235,10 @@ async def test_what_does_not_end_is_killed_with_its_children_before_it_is_retrie
     make_app: MakeApp, start_worker: StartWorker, tmp_path: Path
 ) -> None:
     app = make_app(kill_after=0.3)
-    deaf = process(app, process_tasks.deaf, timeout=0.5)
+    deaf = process(app, process_tasks.deaf, timeout=1.0)
     async with app:
         await start_worker(app, processes=1)
-        with pytest.raises(TaskFailed, match=r"TimeLimitExceeded: 0\.5"):
+        with pytest.raises(TaskFailed, match=r"TimeLimitExceeded: 1\.0"):
             await (await deaf.send(str(tmp_path / "deaf"))).get(10)
         child, grandchild = map(int, (tmp_path / "deaf").read_text().split())
         assert not lives(child)
@@ -407,6 +409,18 @@ async def test_what_ends_well_at_shutdown_is_done(app: AQueue, tmp_path: Path) -
         result = await save.send(str(tmp_path / "save"))
         await until((tmp_path / "save").exists, "it runs")
     assert await result.get(5) == "saved, as shutdown came"
+
+
+async def test_a_process_that_can_not_be_started_fails_the_task(
+    app: AQueue, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = process(app, process_tasks.pid)
+    await start_worker(app, processes=1)
+    with monkeypatch.context() as without:
+        without.setattr(sys, "executable", "/nowhere/python")
+        with pytest.raises(TaskFailed, match=r"WorkerLostError: no child process could be started: .*No such file"):
+            await (await pid.send()).get(10)
+    assert await (await pid.send()).get(10)
 
 
 async def test_a_module_that_kills_its_process_fails_the_task(
