@@ -326,19 +326,19 @@ async def test_arguments_of_strange_names_fail_and_harm_nobody(
 
 
 async def test_an_eta_at_the_end_of_times_is_parked_and_holds_up_nobody(
-    app: AQueue, start_worker: StartWorker, kind: str
+    app: AQueue, start_worker: StartWorker, kind: str, queue: str
 ) -> None:
     ran = declare(app)
     far = {"task": "test.add", "id": "far", "eta": "9999-12-31T23:59:59+00:00"}
     broker = app.producer().broker
-    await broker.publish([Message(queue="celery", headers=far, body=b"[[5, 5], {}, {}]")])
-    await broker.publish([Message(queue="celery", headers={"task": "test.add", "id": "1"}, body=GOOD_BODY)])
-    await start_worker(app, concurrency=1)
+    await broker.publish([Message(queue=queue, headers=far, body=b"[[5, 5], {}, {}]")])
+    await broker.publish([Message(queue=queue, headers={"task": "test.add", "id": "1"}, body=GOOD_BODY)])
+    await start_worker(app, queues=[queue], concurrency=1)
     await until(lambda: ran() == [3], "the other one ran")
 
     async def parked() -> bool:
-        rows = {row.queue: row for row in await broker.inspection.queues(["celery"])}
-        return "celery" not in rows if kind == "rabbitmq" else rows["celery"].parked == 1
+        rows = {row.queue: row for row in await broker.inspection.queues([queue])}
+        return queue not in rows if kind == "rabbitmq" else rows[queue].parked == 1
 
     await until(parked, "it waits, held by no worker")
     assert await broker.inspection.dead() == []
@@ -366,20 +366,18 @@ async def test_an_unknown_task_waits_and_then_dies(make_app: MakeApp, start_work
 
 
 async def test_an_unknown_task_is_told_once_for_each_name(
-    app: AQueue, start_worker: StartWorker, caplog: pytest.LogCaptureFixture
+    app: AQueue, start_worker: StartWorker, caplog: pytest.LogCaptureFixture, queue: str
 ) -> None:
     declare(app)
     for name in ("nobody.knows", "nobody.knows", "nobody.knows"):
-        await app.producer().broker.publish(
-            [Message(queue="celery", headers={"task": name, "id": "1"}, body=GOOD_BODY)]
-        )
-    good = await app.send_task("test.add", (1, 2))
-    await start_worker(app, concurrency=1)
+        await app.producer().broker.publish([Message(queue=queue, headers={"task": name, "id": "1"}, body=GOOD_BODY)])
+    good = await app.send_task("test.add", (1, 2), queue=queue)
+    await start_worker(app, queues=[queue], concurrency=1)
     assert await good.get(10) == 3
     told = [record.getMessage() for record in caplog.records if "no task here is called" in record.getMessage()]
     assert len(told) == 1
     assert "nobody.knows" in told[0]
-    assert "celery" in told[0]
+    assert queue in told[0]
 
 
 async def _succeeded(app: AQueue, task_id: str) -> bool:
