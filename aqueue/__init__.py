@@ -2,6 +2,7 @@
 
 from aqueue.app import AQueue
 from aqueue.async_result import AsyncResult
+from aqueue.attempts import Attempt
 from aqueue.broker import Queue
 from aqueue.context import Context, current
 from aqueue.errors import (
@@ -9,6 +10,7 @@ from aqueue.errors import (
     BadMessage,
     BrokerUnavailable,
     ConfigurationError,
+    Dead,
     EncodeError,
     EnqueueFailed,
     EnqueueUnknown,
@@ -20,6 +22,7 @@ from aqueue.errors import (
     ResultIgnored,
     ResultTimeout,
     ResultUnknown,
+    Snooze,
     SoftTimeLimitExceeded,
     StoreUnavailable,
     TaskFailed,
@@ -40,10 +43,12 @@ __all__ = [
     "AQueueError",
     "AsyncResult",
     "AsyncTask",
+    "Attempt",
     "BadMessage",
     "BrokerUnavailable",
     "ConfigurationError",
     "Context",
+    "Dead",
     "EncodeError",
     "EnqueueFailed",
     "EnqueueUnknown",
@@ -61,6 +66,7 @@ __all__ = [
     "Retry",
     "Settings",
     "Signature",
+    "Snooze",
     "SoftTimeLimitExceeded",
     "StoreUnavailable",
     "SyncTask",

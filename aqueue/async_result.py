@@ -5,6 +5,7 @@ from collections.abc import Callable, Generator
 from typing import Any, Final, Generic, TypeVar
 
 from aqueue.arguments import ArgumentCodec
+from aqueue.attempts import Attempt
 from aqueue.errors import ResultIgnored, ResultTimeout, ResultUnknown, TaskFailed, TaskRevoked
 from aqueue.results import FAILURE, REVOKED, SUCCESS, RemoteError, Result, ResultStore
 
@@ -80,6 +81,11 @@ class AsyncResult(Generic[R]):
         """What the state says: the value, the error, or what the task told of its progress."""
         result = await self.fetch()
         return None if result is None else result.value
+
+    async def attempts(self) -> tuple[Attempt, ...]:
+        """The attempts that have failed so far, the oldest first; none for a task that was run once only."""
+        result = await self.fetch()
+        return () if result is None else result.attempts
 
     async def ready(self) -> bool:
         """Whether the task has ended, well or not."""

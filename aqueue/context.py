@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, Final, NoReturn, Protocol
 
+from aqueue.attempts import ERRORS, Attempt, attempts_of, snoozes_of
 from aqueue.broker import token_of
 from aqueue.effects import Effect
 from aqueue.errors import RetryTask, SoftTimeLimitExceeded
@@ -91,6 +92,16 @@ class Context:
     def attempt(self) -> int:
         """1 for the first run."""
         return self.request.retries + 1
+
+    @property
+    def errors(self) -> tuple[Attempt, ...]:
+        """Why the attempts before this one failed, the oldest first; the last ten at most."""
+        return attempts_of(self.request.message.headers.get(ERRORS))
+
+    @property
+    def snoozes(self) -> int:
+        """How often the task has put itself off with ``Snooze``."""
+        return snoozes_of(self.request.message.headers)
 
     @property
     def queue(self) -> str:

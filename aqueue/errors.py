@@ -23,8 +23,10 @@
         └── ResultIgnored                 the task keeps no result
 
     ControlFlow (BaseException)           raised by task code to say what happens next
-    ├── RetryTask                         run again later; see ``Retry.now``
+    ├── RetryTask                         run again later, as the next attempt; see ``Retry.now``
+    ├── Snooze                            run again later, as the same attempt
     ├── Reject                            give the message back, or bury it
+    ├── Dead                              give up: bury the message now, whatever the policy says
     └── Ignore                            done, and keep no result
 
 ``ControlFlow`` is not an ``Exception``, so that ``except Exception`` in a task can't swallow it.
@@ -206,6 +208,31 @@ class RetryTask(ControlFlow):
         self.after = after
         self.error = error
         self.attempts = attempts
+
+
+class Snooze(ControlFlow):
+    """Not now: run this task again after ``after`` seconds. It is no failure, and doesn't count as an attempt.
+
+    The task decides how often: ``Context.snoozes`` counts. Raises ConfigurationError for no number of seconds.
+    """
+
+    def __init__(self, after: float) -> None:
+        # A hundred years; more is a mistake, and past what clocks can say.
+        if type(after) not in (int, float) or not 0 <= after <= 100 * 366 * 86400:
+            raise ConfigurationError(f"Snooze: after is a number of seconds, 0 or more; got {after!r:.40}")
+        super().__init__(after)
+        self.after = after
+
+
+class Dead(ControlFlow):
+    """Give this task up at once, however many attempts are left: its message is buried, its state is FAILURE.
+
+    A buried message is found with ``aqueue dead list``.
+    """
+
+    def __init__(self, reason: str = "given up by the task") -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 class Reject(ControlFlow):

@@ -60,6 +60,10 @@ class Rejected(AQueueError):
     """The task refused its message."""
 
 
+class GivenUp(AQueueError):
+    """The task gave itself up, by ``Dead``."""
+
+
 #: Names under which Celery clients know what our workers report.
 _CELERY_NAMES: Final[dict[type[BaseException], tuple[str, str]]] = {
     TimeLimitExceeded: ("billiard.exceptions", "TimeLimitExceeded"),

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final, TypedDict
 
+from aqueue.attempts import REMEMBERED
 from aqueue.errors import InvalidArguments
 from aqueue.protocol import KNOWN_HEADERS, MAX_ID_LENGTH, MAX_PRIORITY, is_name
 from aqueue.saferepr import printable
@@ -102,7 +103,7 @@ def is_seconds(value: object) -> bool:
 def _check_headers(headers: object) -> None:
     if not is_mapping(headers) or not all(isinstance(name, str) for name in headers):
         raise InvalidArguments(f"headers is a mapping from names to values; got {headers!r:.80}")
-    taken = KNOWN_HEADERS.intersection(headers)
+    taken = (KNOWN_HEADERS | REMEMBERED).intersection(headers)
     if taken:
         raise InvalidArguments(f"headers may not replace the message's own: {', '.join(sorted(taken))}")
     for name, value in headers.items():

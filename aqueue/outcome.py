@@ -27,6 +27,12 @@ class Again(msgspec.Struct, frozen=True):
     error: BaseException | None = None
 
 
+class Snoozed(msgspec.Struct, frozen=True):
+    """Run the task once more after ``delay`` seconds, as the same attempt: it was too early."""
+
+    delay: float
+
+
 class GiveBack(msgspec.Struct, frozen=True):
     """Hand the message back as it came: no attempt was made, or none that counts.
 
@@ -66,7 +72,7 @@ class Dead(msgspec.Struct, frozen=True):
     error: BaseException | None = None
 
 
-Outcome = Done | Failed | Again | GiveBack | PutOff | Revoked | Skipped | Repeated | Dead
+Outcome = Done | Failed | Again | Snoozed | GiveBack | PutOff | Revoked | Skipped | Repeated | Dead
 
 #: Before a run; returning an outcome refuses it.
 Gate = Callable[[Context], Awaitable[Outcome | None]]

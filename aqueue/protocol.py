@@ -16,6 +16,7 @@ from typing import Any, Final, TypeGuard
 
 import msgspec
 
+from aqueue.attempts import ERRORS, REMEMBERED, SNOOZES, snoozes_of
 from aqueue.compression import compress, decompress
 from aqueue.errors import BadMessage, MessageTooLarge
 from aqueue.saferepr import printable
@@ -125,7 +126,8 @@ class Request(msgspec.Struct, kw_only=True):
     @property
     def headers(self) -> dict[str, Any]:
         """The application's own headers."""
-        return {key: value for key, value in self.message.headers.items() if key not in KNOWN_HEADERS}
+        headers = self.message.headers.items()
+        return {key: value for key, value in headers if key not in KNOWN_HEADERS and key not in REMEMBERED}
 
 
 # --- reading ----------------------------------------------------------------------------------------
@@ -443,12 +445,25 @@ def _check_headers(headers: dict[str, Any], task: str, room: int) -> None:
 _NO_EMBED: Final = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
 
-def retry_message(request: Request, delay: float, now: float) -> Message:
+def retry_message(request: Request, delay: float, now: float, errors: Sequence[Mapping[str, Any]] = ()) -> Message:
     """The same message once more: one retry further, its body untouched (section 6.3).
 
-    ``delay`` is in seconds, ``now`` the broker's clock as unix time. A protocol 1 message gets headers
-    and so becomes the hybrid of section 1.7.
+    ``delay`` is in seconds, ``now`` the broker's clock as unix time; ``errors`` is what `aqueue.attempts` remembers
+    of the attempts so far. A protocol 1 message gets headers and so becomes the hybrid of section 1.7.
     """
+    again: dict[str, Any] = {"retries": request.retries + 1, "parent_id": request.id}
+    if errors:
+        again[ERRORS] = errors
+    return _once_more(request, delay, now, again)
+
+
+def snooze_message(request: Request, delay: float, now: float) -> Message:
+    """The same message once more, as the same attempt; like `retry_message`."""
+    again = {"retries": request.retries, SNOOZES: snoozes_of(request.message.headers) + 1}
+    return _once_more(request, delay, now, again)
+
+
+def _once_more(request: Request, delay: float, now: float, changed: Mapping[str, Any]) -> Message:
     message = request.message
     eta = datetime.fromtimestamp(now, timezone.utc) + timedelta(seconds=delay) if delay > 0 else None
     headers = {
@@ -456,9 +471,8 @@ def retry_message(request: Request, delay: float, now: float) -> Message:
         for key, value in (message.headers if "task" in message.headers else _headers_of(request)).items()
         if key != "redelivered" and not key.startswith(("x-death", "x-first-death-", "x-last-death-"))
     }
-    headers["retries"] = request.retries + 1
     headers["eta"] = eta and eta.isoformat()
-    headers["parent_id"] = request.id
+    headers.update(changed)
     return msgspec.structs.replace(message, headers=headers, delay=delay, redelivered=False, announce=None)
 
 

@@ -4,17 +4,29 @@ import logging
 import os
 import time
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
+from aqueue import errors
 from aqueue.admission import task_id_of
 from aqueue.arguments import PLAIN_TYPES
+from aqueue.attempts import ERRORS, Attempt, attempts_of, remembered, snoozes_of
 from aqueue.broker import Ack, Bury, Delivery, Release, Verdict
-from aqueue.errors import ControlFlow, EncodeError, Ignore, InvalidArguments, MessageTooLarge, Reject, RetryTask
-from aqueue.failures import MaxRetriesExceeded, Rejected, remote_error, remote_text, traceback_text
-from aqueue.outcome import Again, Dead, Done, Failed, GiveBack, Outcome, PutOff, Repeated, Revoked, Skipped
-from aqueue.protocol import Message, Record, Request, Unreadable, retry_message
+from aqueue.errors import (
+    ControlFlow,
+    EncodeError,
+    Ignore,
+    InvalidArguments,
+    MessageTooLarge,
+    Reject,
+    RetryTask,
+    Snooze,
+)
+from aqueue.failures import GivenUp, MaxRetriesExceeded, Rejected, remote_error, remote_text, traceback_text
+from aqueue.options import is_seconds
+from aqueue.outcome import Again, Dead, Done, Failed, GiveBack, Outcome, PutOff, Repeated, Revoked, Skipped, Snoozed
+from aqueue.protocol import Message, Record, Request, Unreadable, retry_message, snooze_message
 from aqueue.results import FAILURE, FINAL_STATES, RETRY, REVOKED, STARTED, SUCCESS, RemoteError, Result, ResultStore
 from aqueue.retry import Retry
 from aqueue.saferepr import printable
@@ -34,6 +46,12 @@ def outcome_of(error: BaseException, request: Request, task: Task[..., Any]) -> 
             return GiveBack(last=True)
         case Reject(reason=reason):
             return Dead("rejected", reason, Rejected(reason, False))
+        case errors.Dead(reason=reason):
+            given_up = GivenUp(reason).with_traceback(error.__traceback__)
+            given_up.__cause__ = error.__cause__
+            return Dead("dead_by_task", reason, given_up)
+        case Snooze(after=after):
+            return Snoozed(after)
         case RetryTask():
             return _retry(error, request, policy or Retry.default)
         case InvalidArguments():
@@ -53,12 +71,20 @@ def _retry(asked: RetryTask, request: Request, policy: Retry) -> Outcome:
     error = asked.error
     if error is not None and error.__traceback__ is None:  # never raised: it stands for what was
         error = error.with_traceback(asked.__traceback__)
+    if asked.after is not None and not is_seconds(max(asked.after, 0.0)):  # in this order NaN stays NaN
+        return Failed(InvalidArguments(f"a retry after {asked.after!r:.40}, which is no number of seconds"))
     if request.retries + 1 < attempts:
         return Again(policy.delay(request.retries + 1) if asked.after is None else asked.after, error)
     if error is None:
         told = f"{request.task}[{request.id}] was retried {request.retries} times"
         error = MaxRetriesExceeded(told).with_traceback(asked.__traceback__)
     return Failed(error)
+
+
+#: How an attempt failed that asked for another without an error.
+_ASKED_FOR: Final = RemoteError("Retry", ["the task asked to be run again"])
+#: At so many snoozes, and at ten times as many, a warning is logged.
+_MANY_SNOOZES: Final = 100
 
 
 class Clock:
@@ -93,17 +119,7 @@ class Verdicts:
             case Done(value=value):
                 return Ack(record=self._success(delivery, request, task, value))
             case Failed(error=error):
-                return Ack(record=self._with_error(delivery, request, task, FAILURE, error))
-            case Again(delay=delay, error=error):
-                assert request is not None, "only what was understood can run"
-                record = self._with_error(delivery, request, task, RETRY, error)
-                return Ack(publish=[retry_message(request, delay, now)], record=record)
-            case GiveBack(delay=delay, last=last):
-                return Release(delay, last)
-            case PutOff(delay=delay, headers=headers):
-                assert isinstance(delivery.message, Message), "only what was understood is put off"
-                marked = {**delivery.message.headers, **headers}
-                return Ack(publish=[msgspec.structs.replace(delivery.message, headers=marked, delay=delay)])
+                return Ack(record=self._with_error(delivery, request, task, FAILURE, error, self._last(request, error)))
             case Revoked(reason=reason):
                 told = RemoteError("TaskRevokedError", [reason], "celery.exceptions")
                 return Ack(record=self._record(delivery, request, task, REVOKED, told))
@@ -112,6 +128,47 @@ class Verdicts:
             case Dead(reason=reason, detail=detail, error=error):
                 told_of = None if error is None else self._with_error(delivery, request, task, FAILURE, error)
                 return Bury(reason, printable(detail, 500), told_of)
+            case _:
+                return self._later(delivery, request, task, outcome, now)
+
+    def _later(
+        self,
+        delivery: Delivery,
+        request: Request | None,
+        task: Task[..., Any] | None,
+        outcome: Again | Snoozed | GiveBack | PutOff,
+        now: float,
+    ) -> Verdict:
+        """Of what is not over yet."""
+        match outcome:
+            case GiveBack(delay=delay, last=last):
+                return Release(delay, last)
+            case PutOff(delay=delay, headers=headers):
+                assert isinstance(delivery.message, Message), "only what was understood is put off"
+                marked = {**delivery.message.headers, **headers}
+                return Ack(publish=[msgspec.structs.replace(delivery.message, headers=marked, delay=delay)])
+            case Snoozed(delay=delay):
+                assert request is not None, "only what was understood can run"
+                again = snooze_message(request, delay, now)
+                _watch_snoozes(request, snoozes_of(again.headers))
+                return Ack(publish=[again])
+            case Again(delay=delay, error=error):
+                assert request is not None, "only what was understood can run"
+                attempts = self._attempts(request, error)
+                record = self._with_error(delivery, request, task, RETRY, error, attempts)
+                return Ack(publish=[retry_message(request, delay, now, attempts)], record=record)
+
+    def _attempts(self, request: Request, error: BaseException | None) -> list[dict[str, Any]]:
+        """What has failed so far, the attempt that just did so included."""
+        said = _ASKED_FOR if error is None else remote_text(error)
+        attempt = Attempt(request.retries + 1, time.time(), self._worker, said.exc_type, said.text)
+        return remembered(request.message.headers, attempt)
+
+    def _last(self, request: Request | None, error: BaseException) -> list[dict[str, Any]] | None:
+        """All attempts of a task that has failed for good; None for the only one, whose error says everything."""
+        if request is None or ERRORS not in request.message.headers:
+            return None
+        return self._attempts(request, error)
 
     def started(self, request: Request) -> Record:
         """The record of a task that has begun."""
@@ -149,15 +206,16 @@ class Verdicts:
         task: Task[..., Any] | None,
         state: str,
         error: BaseException | None,
+        attempts: list[dict[str, Any]] | None = None,
     ) -> Record | None:
         """A record that tells an error in full, or as briefly as must be."""
         if error is None:
-            return self._record(delivery, request, task, state, None)
+            return self._record(delivery, request, task, state, None, None, attempts)
         text = None if error.__traceback__ is None else traceback_text(error)
         try:
-            return self._record(delivery, request, task, state, remote_error(error), text)
+            return self._record(delivery, request, task, state, remote_error(error), text, attempts)
         except (EncodeError, MessageTooLarge):
-            return self._record(delivery, request, task, state, remote_text(error))
+            return self._record(delivery, request, task, state, remote_text(error), None, attempts)
 
     def _record(
         self,
@@ -167,12 +225,13 @@ class Verdicts:
         state: str,
         value: Any,
         text: str | None = None,
+        attempts: list[dict[str, Any]] | None = None,
     ) -> Record | None:
         task_id = task_id_of(delivery.message) if request is None else request.id
         if task_id is None or not self.keeps_result(request, task):
             return None
         done = self._clock() if state in FINAL_STATES else None
-        extra = self._extra(request) if request is not None else {}
+        extra = self._extra(request, attempts) if request is not None else {}
         result = Result(
             task_id=task_id,
             state=state,
@@ -192,8 +251,12 @@ class Verdicts:
             logger.warning("the result of %s is stored without the arguments: %s", _named(request), error)
             return record
 
-    def _extra(self, request: Request) -> dict[str, Any]:
+    def _extra(self, request: Request, attempts: list[dict[str, Any]] | None) -> dict[str, Any]:
         extra = _family(request)
+        if attempts is None and ERRORS in request.message.headers:
+            attempts = [msgspec.structs.asdict(one) for one in attempts_of(request.message.headers[ERRORS])]
+        if attempts:
+            extra["attempts"] = attempts
         if self._settings.result_extended:
             extra |= {
                 "name": request.task,
@@ -204,6 +267,12 @@ class Verdicts:
                 "queue": request.message.queue,
             }
         return extra
+
+
+def _watch_snoozes(request: Request, count: int) -> None:
+    """A task decides itself how often it puts itself off; for ever it shall not do so unnoticed."""
+    if count >= _MANY_SNOOZES and str(count).rstrip("0") == "1":
+        logger.warning("%s has put itself off %d times", _named(request), count)
 
 
 def _family(request: Request) -> dict[str, Any]:

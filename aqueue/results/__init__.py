@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol, Self
 
 import msgspec
 
+from aqueue.attempts import Attempt, attempts_of
 from aqueue.compression import compress, decompress
 from aqueue.errors import BadMessage, ConfigurationError
 from aqueue.protocol import Record, is_success
@@ -36,7 +37,7 @@ class Result(msgspec.Struct, kw_only=True):
     """A task's state and what belongs to it (section 4.2).
 
     ``value`` is the task's value for SUCCESS, a `RemoteError` for RETRY, FAILURE and REVOKED, and any
-    document for other states. ``extra`` holds further keys: group_id, parent_id, and with
+    document for other states. ``extra`` holds further keys: group_id, parent_id, attempts, and with
     ``result_extended`` name, args, kwargs, worker, retries, queue.
     """
 
@@ -53,6 +54,11 @@ class Result(msgspec.Struct, kw_only=True):
     @property
     def is_final(self) -> bool:
         return self.state in FINAL_STATES
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        """The attempts that have failed, the oldest first, of a task that was run more than once."""
+        return attempts_of(self.extra.get("attempts"))
 
 
 class RemoteError(msgspec.Struct, frozen=True):

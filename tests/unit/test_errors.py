@@ -44,12 +44,18 @@ def test_every_error_is_drawn() -> None:
 
 
 def test_what_a_task_raises_to_steer_is_not_swallowed_by_its_own_except() -> None:
-    for kind in (errors.RetryTask, errors.Reject, errors.Ignore):
-        with pytest.raises(kind):
+    for one in (errors.RetryTask(), errors.Reject(), errors.Ignore(), errors.Snooze(1), errors.Dead()):
+        with pytest.raises(type(one)):
             try:
-                raise kind
+                raise one
             except Exception:
                 pytest.fail("swallowed")
+
+
+@pytest.mark.parametrize("after", [-1, float("nan"), float("inf"), 1e12, "soon", None])
+def test_a_snooze_is_for_a_number_of_seconds(after: Any) -> None:
+    with pytest.raises(errors.ConfigurationError, match="after is a number of seconds"):
+        errors.Snooze(after)
 
 
 def test_a_timeout_of_a_result_is_a_timeout() -> None:
