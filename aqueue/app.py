@@ -23,7 +23,7 @@ from typing import (
 from weakref import WeakKeyDictionary
 
 from aqueue.arguments import as_call
-from aqueue.async_result import AsyncResult
+from aqueue.async_result import AsyncResult, Cancelled
 from aqueue.broker import BrokerFactory
 from aqueue.context import Context, current
 from aqueue.decorator import BoundTaskDecorator, TaskDecorator, bytes_of, kind_of, takes_context
@@ -299,7 +299,26 @@ class AQueue:
         With ``known`` an id that the store has never heard of is waited for, as for a task that a Celery
         client has sent and no worker has started.
         """
-        return AsyncResult(task_id, lambda: self.producer().store, known=known)
+        return AsyncResult(task_id, lambda: self.producer().store, known=known, canceller=self._cancel)
+
+    # --- cancelling ---
+
+    async def cancel(
+        self, task_id: str, reason: str = "cancelled", *, terminate: bool = True, keep: float | None = None
+    ) -> Cancelled:
+        """Cancel a task by its id, see `AsyncResult.cancel`."""
+        (done,) = await self._cancel([task_id], reason, terminate, keep)
+        return done
+
+    async def cancel_many(
+        self, task_ids: Iterable[str], reason: str = "cancelled", *, terminate: bool = True, keep: float | None = None
+    ) -> dict[str, Cancelled]:
+        """Cancel tasks in as few round trips as their number allows; what has become of each, by id."""
+        ids = list(dict.fromkeys(task_ids))
+        return dict(zip(ids, await self._cancel(ids, reason, terminate, keep), strict=True))
+
+    async def _cancel(self, ids: Sequence[str], reason: str, terminate: bool, keep: float | None) -> list[Cancelled]:
+        return await self.producer().cancel(ids, reason, terminate, keep)
 
     # --- connections ---
 

@@ -1,8 +1,8 @@
 """A handle on a task that was sent, here or by another process."""
 
 import asyncio
-from collections.abc import Callable, Generator
-from typing import Any, Final, Generic, TypeVar
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from typing import Any, Final, Generic, Literal, TypeVar
 
 from aqueue.arguments import ArgumentCodec
 from aqueue.attempts import Attempt
@@ -10,6 +10,11 @@ from aqueue.errors import ResultIgnored, ResultTimeout, ResultUnknown, TaskFaile
 from aqueue.results import FAILURE, REVOKED, SUCCESS, RemoteError, Result, ResultStore
 
 R = TypeVar("R")
+
+#: What has become of a wish to cancel a task: it is told to the workers, or came too late.
+Cancelled = Literal["requested", "finished"]
+#: Cancels tasks: their ids, the reason, whether to end those that run, seconds to remember it.
+Canceller = Callable[[Sequence[str], str, bool, float | None], Awaitable[list[Cancelled]]]
 
 #: What `AsyncResult.state` says of an id that nobody has heard of.
 UNKNOWN: Final = "UNKNOWN"
@@ -32,12 +37,14 @@ class AsyncResult(Generic[R]):
         codec: ArgumentCodec | None = None,
         known: bool = False,
         ignored: bool = False,
+        canceller: Canceller | None = None,
     ) -> None:
         self.id = task_id
         self._store = store
         self._codec = codec
         self._known = known
         self._ignored = ignored
+        self._canceller = canceller
 
     async def get(self, timeout: float | None = None) -> R:
         """Wait for the task to end, at most ``timeout`` seconds, and return its value.
@@ -98,6 +105,20 @@ class AsyncResult(Generic[R]):
     async def failed(self) -> bool:
         return await self.state() == FAILURE
 
+    async def cancel(
+        self, reason: str = "cancelled", *, terminate: bool = True, keep: float | None = None
+    ) -> Cancelled:
+        """Have the task not run, or with ``terminate`` end where it runs; its state is REVOKED then.
+
+        Returns ``finished`` when it has ended already, else ``requested``: workers are told, and one that starts later
+        finds it for ``keep`` seconds (by default the app's ``cancel_expires``). A task without a result is always
+        ``requested``. Raises InvalidArguments, BrokerUnavailable.
+        """
+        if self._canceller is None:
+            raise RuntimeError("this handle was made without an app; use app.cancel(id)")
+        (done,) = await self._canceller([self.id], reason, terminate, keep)
+        return done
+
     async def forget(self) -> None:
         """Delete the stored result."""
         self._known = False
@@ -105,7 +126,14 @@ class AsyncResult(Generic[R]):
 
     def typed_by(self, codec: ArgumentCodec) -> "AsyncResult[Any]":
         """The same handle, rebuilding values by a task's return annotation."""
-        return AsyncResult(self.id, self._store, codec=codec, known=self._known, ignored=self._ignored)
+        return AsyncResult(
+            self.id,
+            self._store,
+            codec=codec,
+            known=self._known,
+            ignored=self._ignored,
+            canceller=self._canceller,
+        )
 
     def _value_of(self, result: Result) -> R:
         if result.state == SUCCESS:

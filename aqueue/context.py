@@ -69,7 +69,7 @@ class Context:
         self.worker = worker
         #: What the app's lifespan has made for its tasks.
         self.state: Mapping[str, Any] = state
-        #: Why the run is being ended: ``timeout``, ``shutdown``, ``lease lost``; None while it is not.
+        #: Why the run is being ended: ``cancelled``, ``timeout``, ``shutdown``, ``lease lost``; None while it is not.
         self.cancel_reason: str | None = None
         #: The soft limit (seconds) that has passed, and of which the task was not told yet by an exception.
         self.soft_limit_passed: float | None = None

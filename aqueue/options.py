@@ -1,11 +1,12 @@
 """How one call is sent. Options never mix with the task's own arguments; later ones win over earlier."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, TypedDict
 
 from aqueue.attempts import REMEMBERED
 from aqueue.errors import InvalidArguments
+from aqueue.pidbox import LONGEST_KEPT
 from aqueue.protocol import KNOWN_HEADERS, MAX_ID_LENGTH, MAX_PRIORITY, is_name
 from aqueue.saferepr import printable
 from aqueue.serialization import dumps_headers, is_finite_number
@@ -77,6 +78,17 @@ def check(options: Options) -> Options:
     if "headers" in options:
         _check_headers(options["headers"])
     return options
+
+
+def check_cancel(ids: Sequence[str], reason: str, keep: float) -> None:
+    """Raises InvalidArguments for what can't be cancelled so."""
+    for task_id in ids:
+        if not is_name(task_id, MAX_ID_LENGTH):
+            raise InvalidArguments(f"a task's id is 1 to {MAX_ID_LENGTH} printable characters; got {task_id!r:.80}")
+    if not reason or type(reason) is not str:
+        raise InvalidArguments(f"reason is a text, for whoever asks for the result; got {reason!r:.80}")
+    if not is_seconds(keep) or not 0 < keep <= LONGEST_KEPT:
+        raise InvalidArguments(f"keep is a number of seconds over 0, ten years at most; got {keep!r:.80}")
 
 
 def merged(*layers: Options) -> Options:

@@ -16,10 +16,12 @@ from aqueue.admission import UnknownTasks, admit, killed_by_reading, repeated, u
 from aqueue.app import AQueue
 from aqueue.broker import Ack, Broker, Delivery, Presence, Release
 from aqueue.context import Context, enter
+from aqueue.control import Revocations
 from aqueue.errors import BrokerUnavailable, StoreUnavailable, TimeLimitExceeded, WorkerLostError
 from aqueue.guardian import Guardian
 from aqueue.leases import LeaseKeeper
-from aqueue.outcome import Dead, Done, Failed, GiveBack, Outcome, PutOff, fold
+from aqueue.outcome import Dead, Done, Failed, GiveBack, Outcome, PutOff, Revoked, fold
+from aqueue.pidbox import Revoked as RevokedIds
 from aqueue.protocol import Request
 from aqueue.results import ResultStore
 from aqueue.retry import Retry
@@ -37,6 +39,8 @@ logger = logging.getLogger("aqueue.worker")
 
 #: Seconds in which what is interrupted for the last time may still end by itself.
 _LAST_CHANCE: Final = 0.1
+#: Why a run ends of which somebody has said that it shall.
+CANCELLED: Final = "cancelled"
 
 
 class Runs:
@@ -80,6 +84,8 @@ class Runs:
             vitals=vitals,
         )
         self.suspects = Suspects(broker.losses, self._is_all_that_is_left)
+        #: Tasks that are cancelled.
+        self.revocations = Revocations(broker.now)
         #: By receipt, from the start of a run until its verdict is posted.
         self.active: dict[str, Run] = {}
         #: Runs that were told to end and go on; their slots and leases stay taken until they do end.
@@ -137,7 +143,7 @@ class Runs:
         if isinstance(request, Dead):
             self._conclude(delivery, None, None, request)
             return None
-        task = admit(delivery, request, self._app.tasks, settings, now)
+        task = self._revoked(request) or admit(delivery, request, self._app.tasks, settings, now)
         if isinstance(task, Task):
             return request, task
         self._conclude(delivery, request, None, task)
@@ -150,6 +156,23 @@ class Runs:
         """To the front, as it came: another worker, or this one later, may run it."""
         self.returning.add(delivery.receipt)
         self.settler.post(delivery, Release())
+
+    def _revoked(self, request: Request) -> Revoked | None:
+        """That a task is cancelled."""
+        if not self.revocations.known:
+            return None
+        found = self.revocations.find(request.id)
+        return None if found is None else Revoked(found.reason)
+
+    def revoke(self, revoked: RevokedIds) -> None:
+        """Tasks are cancelled: they don't begin any more, and those to be ended that run are ended."""
+        if not revoked:
+            return
+        self.revocations.add(revoked)
+        for run in list(self.active.values()):
+            found = revoked.get(run.request.id)
+            if found is not None and found.terminate:
+                run.end(CANCELLED)
 
     def _start(self, delivery: Delivery, request: Request, task: Task[..., Any], started: float) -> Run:
         context = Context(
@@ -191,6 +214,9 @@ class Runs:
             if refused is not None:
                 return refused
             request = run.request
+            revoked = self._revoked(request)
+            if revoked is not None:
+                return revoked
             run.context.args, run.context.kwargs = run.task.codec.decode(request.args, request.kwargs)
             if run.task.definition.at_most_once and not await self._lets_go(run):
                 return None
@@ -256,6 +282,8 @@ class Runs:
         reason = run.context.cancel_reason
         if reason == "timeout":
             return self._timed_out(run, error)
+        if reason == CANCELLED:
+            return self._revoked(run.request) or Revoked(CANCELLED)
         if reason is None or not isinstance(error, asyncio.CancelledError):
             return outcome_of(error, run.request, run.task)
         return GiveBack() if reason == "shutdown" else None
@@ -337,7 +365,7 @@ class Runs:
             self.exhausted.set()
 
     async def give_up(self) -> None:
-        """At the end of the worker: conclude as timed out what ran out of time and ran on; the rest stays leased."""
+        """At the end of the worker: conclude what ran out of time, or was cancelled, and ran on; the rest stays leased."""
         for run in self.active.values():
             run.interrupt()  # ends the wait for a thread
         jobs = [run.job for run in self.active.values() if run.job is not None]
@@ -345,8 +373,8 @@ class Runs:
             await asyncio.wait(jobs, timeout=_LAST_CHANCE)
         self.stuck.update(self.active.values())
         for run in list(self.active.values()):
-            if run.context.cancel_reason == "timeout":
-                self._finish(run, self._timed_out(run, None))
+            if run.context.cancel_reason in ("timeout", CANCELLED):
+                self._finish(run, self._interrupted(run, asyncio.CancelledError()))
 
     def _tell(self, context: Context, outcome: Outcome, seconds: float) -> None:
         """Tell the observers of a run, or (after 0.0 s) of a message that was not run."""

@@ -7,16 +7,17 @@ from datetime import datetime, timedelta, timezone
 from fnmatch import fnmatchcase
 from typing import Final, TypeVar
 
-from aqueue.async_result import AsyncResult
+from aqueue.async_result import AsyncResult, Cancelled
 from aqueue.broker import Broker
 from aqueue.context import current
-from aqueue.errors import EncodeError, EnqueueFailed, EnqueueUnknown, StoreUnavailable
+from aqueue.errors import BadMessage, EncodeError, EnqueueFailed, EnqueueUnknown, StoreUnavailable
 from aqueue.identifiers import new_id, origin
-from aqueue.options import Options, check, merged
+from aqueue.options import Options, check, check_cancel, merged
 from aqueue.outbox import Outbox
+from aqueue.pidbox import Revocation
 from aqueue.protocol import Call, Message, Record, Template, task_message, template
 from aqueue.results import PENDING, Result, ResultStore
-from aqueue.saferepr import saferepr
+from aqueue.saferepr import printable, saferepr
 from aqueue.serialization import Serializer
 from aqueue.settings import Route, Settings
 from aqueue.task import Signature
@@ -27,6 +28,8 @@ R = TypeVar("R")
 
 #: Messages of one `send_many` that travel together.
 _CHUNK: Final = 500
+#: Results that are looked at together.
+_LOOKS: Final = 100
 
 
 class Routes:
@@ -90,6 +93,29 @@ class Producer:
             except EnqueueUnknown as error:
                 raise EnqueueUnknown(str(error), [sent.id for _, sent in made[start:]]) from None
         return [sent for _, sent in made]
+
+    async def cancel(self, ids: Sequence[str], reason: str, terminate: bool, keep: float | None) -> list[Cancelled]:
+        """Cancel tasks; of each id what has become of that, in their order.
+
+        Raises InvalidArguments, BrokerUnavailable.
+        """
+        keep = self._settings.cancel_expires if keep is None else keep
+        check_cancel(ids, reason, keep)
+        found: list[bool] = []
+        for start in range(0, len(ids), _LOOKS):
+            found += await asyncio.gather(*map(self._has_ended, ids[start : start + _LOOKS]))
+        open_ids = [id for id, ended in zip(ids, found, strict=True) if not ended]
+        if open_ids:
+            await self.broker.control.revoke(open_ids, Revocation(printable(reason), terminate, keep))
+        return ["finished" if ended else "requested" for ended in found]
+
+    async def _has_ended(self, task_id: str) -> bool:
+        """As far as the result store knows."""
+        try:
+            result = await self.store.get(task_id)
+        except (StoreUnavailable, BadMessage):
+            return False
+        return result is not None and result.is_final
 
     async def close(self) -> None:
         """Wait for what is on its way, and close the connections."""
@@ -191,7 +217,10 @@ class Producer:
         ignored = bool(common.headers["ignore_result"])
         if (self._settings.track_sent or self.store.reply_to) and not ignored:
             message.announce = self._pending(task_id, delay)
-        return message, AsyncResult(task_id, self._get_store, codec=signature.codec, known=True, ignored=ignored)
+        sent: AsyncResult[R] = AsyncResult(
+            task_id, self._get_store, codec=signature.codec, known=True, ignored=ignored, canceller=self.cancel
+        )
+        return message, sent
 
     def _pending(self, task_id: str, delay: float) -> Record:
         record = self.store.record(Result(task_id=task_id, state=PENDING))

@@ -7,7 +7,9 @@ from aqueue import broker as brokers
 from aqueue import results as stores
 from aqueue.broker import Broker, BrokerFactory, BrokerOptions
 from aqueue.errors import ConfigurationError
+from aqueue.pidbox import Pidbox
 from aqueue.results import ResultStore, StoreFactory, StoreOptions
+from aqueue.serialization import Serializer
 from aqueue.settings import Settings
 from aqueue.url import RABBITMQ_SCHEMES, Url
 
@@ -63,6 +65,11 @@ class Servers:
                 eta_queues=settings.eta_queues,
                 queues=settings.queues,
                 delayed_queue_type=settings.delayed_queue_type,
+                pidbox=Pidbox(
+                    Serializer(settings.accept_content, settings.limits, settings.signer),
+                    settings.serializer,
+                    settings.cancel_expires,
+                ),
             )
         )
 

@@ -59,6 +59,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     send_timeout: float = 5.0
     #: How long a claim lasts without being renewed; the same for every worker of a queue.
     lease: float = 30.0
+    #: How long it is remembered that a task was cancelled; longer than any task waits for its time.
+    cancel_expires: float = 86400.0
     #: A task without a `timeout` of its own may run this long.
     timeout: float = 3600.0
     #: A run that was told to end has this long to do so; then a child process is killed, and anything else that
@@ -84,7 +86,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigurationError(f"delayed_queue_type is quorum or classic, got {self.delayed_queue_type!r}")
         if self.result_serializer == "auth":
             raise ConfigurationError("results are not signed; choose another result_serializer")
-        for name in ("send_timeout", "lease", "timeout", "kill_after"):
+        for name in ("send_timeout", "lease", "timeout", "kill_after", "cancel_expires"):
             if not is_seconds(getattr(self, name)) or not getattr(self, name):
                 raise ConfigurationError(f"{name} is a number of seconds over 0, got {getattr(self, name)!r}")
         _check_rules(self.ignored_checks)

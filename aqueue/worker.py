@@ -24,6 +24,7 @@ from aqueue import checks
 from aqueue.app import AQueue
 from aqueue.backoff import pause
 from aqueue.broker import Broker, Delivery
+from aqueue.control import Following
 from aqueue.errors import BrokerUnavailable
 from aqueue.identifiers import node_name
 from aqueue.process_pool import ProcessPool, check_not_in_a_child
@@ -126,7 +127,9 @@ class Worker:
             for watching in (runs.leases, runs.guardian):
                 watching.start()
                 stack.callback(watching.stop)
-            await self._work(runs, Intake(producer.broker, self.queues, slots, runs))
+            following = Following(producer.broker.control, runs.revoke, producer.broker.lease)
+            intake = Intake(producer.broker, self.queues, slots, runs, following.up_to_date)
+            await self._work(runs, intake, following)
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator["Worker"]:
@@ -150,17 +153,18 @@ class Worker:
             state.update(made or {})
         return state
 
-    async def _work(self, runs: Runs, intake: "Intake") -> None:
+    async def _work(self, runs: Runs, intake: "Intake", following: Following) -> None:
         logger.info("%s is ready", self.name)
         if self._vitals is not None:
             self._vitals.ready = True
         taking = asyncio.create_task(intake.run())
         settling = asyncio.create_task(runs.settler.run())
+        hearing = asyncio.create_task(following.run())
         stopping = asyncio.create_task(self._stopping.wait())
         watching = asyncio.create_task(Watchdog(intake.broker, intake).run())
         exhausted = asyncio.create_task(self._exhausted(runs))
         try:
-            watched: list[asyncio.Future[Any]] = [taking, settling, stopping, watching, exhausted, runs.broken]
+            watched: list[asyncio.Future[Any]] = [taking, settling, hearing, stopping, watching, exhausted, runs.broken]
             await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
         finally:
             await _cancel(taking, stopping, watching, exhausted)
@@ -172,8 +176,8 @@ class Worker:
             await _end(runs)
             runs.settler.close()
             await asyncio.wait([settling], timeout=_FAREWELL)
-            await _cancel(settling)
-        for part in (taking, settling, watching, runs.broken):
+            await _cancel(settling, hearing)
+        for part in (taking, settling, hearing, watching, runs.broken):
             if part.done() and not part.cancelled():
                 part.result()
         if runs.settler.backlog:
@@ -229,11 +233,15 @@ async def _cancel(*tasks: "asyncio.Task[Any]") -> None:
 class Intake:
     """Claims what can be started, and pauses while the broker is away."""
 
-    def __init__(self, broker: Broker, queues: Sequence[str], slots: Slots, runs: Runs) -> None:
+    def __init__(
+        self, broker: Broker, queues: Sequence[str], slots: Slots, runs: Runs, up_to_date: asyncio.Event
+    ) -> None:
         self.broker = broker
         self._queues = queues
         self._slots = slots
         self._runs = runs
+        #: Set while it is known which tasks are cancelled.
+        self._up_to_date = up_to_date
         #: For the watchdog, see `aqueue.watchdog.Claiming`.
         self.asking: Sequence[str] = ()
         self.claimed = asyncio.get_running_loop().time()
@@ -264,6 +272,7 @@ class Intake:
     async def _fetch(self, queues: Sequence[str], limit: int) -> Sequence[Delivery]:
         failures = 0
         while True:
+            await self._up_to_date.wait()
             self.asking = queues
             try:
                 found = await self.broker.fetch(queues, limit, _WAIT)

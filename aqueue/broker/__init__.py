@@ -23,10 +23,12 @@ from typing import Any, Final, Protocol, Self, TypeVar
 
 import msgspec
 
+from aqueue.broker.control import Control
 from aqueue.broker.history import KEPT, NO_HISTORY, Death, History
 from aqueue.errors import ConfigurationError
+from aqueue.pidbox import Pidbox
 from aqueue.protocol import Message, Record, Unreadable
-from aqueue.serialization import Limits
+from aqueue.serialization import Limits, Serializer
 from aqueue.url import RABBITMQ_SCHEMES, REDIS_SCHEMES, Url
 
 T = TypeVar("T")
@@ -180,6 +182,8 @@ class BrokerOptions(msgspec.Struct, frozen=True, kw_only=True):
     queues: Mapping[str, Queue] = msgspec.field(default_factory=dict[str, Queue])
     #: ``quorum`` or ``classic``: what RabbitMQ's ladder of delays is made of where it isn't there yet.
     delayed_queue_type: str = "quorum"
+    #: Writes and reads the control messages of a Celery fleet.
+    pidbox: Pidbox = msgspec.field(default_factory=lambda: Pidbox(Serializer()))
 
     def pauses(self) -> list[float]:
         """`lost_backoff` for this lease."""
@@ -278,6 +282,11 @@ class Broker(Protocol):
     @property
     def losses(self) -> "Losses":
         """What keeps lost messages few, and their losses explained."""
+        ...
+
+    @property
+    def control(self) -> Control:
+        """Telling workers what to do with tasks that were sent before."""
         ...
 
     @property

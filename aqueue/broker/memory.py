@@ -33,6 +33,7 @@ from aqueue.broker import (
     settling_order,
 )
 from aqueue.broker.history import NO_HISTORY, History, Loss
+from aqueue.broker.memory_control import MemoryControl, MemoryRevocations
 from aqueue.errors import EnqueueFailed
 from aqueue.protocol import Message, Unreadable
 from aqueue.url import Url
@@ -81,6 +82,7 @@ class MemoryServer:
         self.workers: dict[str, Presence] = {}
         self.numbers: Final = count(1)
         self.waiters: set[Callable[[], None]] = set()
+        self.revocations: Final = MemoryRevocations()
 
     def add(self, message: Message, delay: float = 0.0, history: History = NO_HISTORY) -> None:
         with self.lock:
@@ -202,6 +204,7 @@ class MemoryBroker:
     def __init__(self, server: MemoryServer, options: BrokerOptions) -> None:
         self.lease = options.lease
         self.holder = ""
+        self.control = MemoryControl(server.revocations)
         self._server = server
         self._options = options
         self._turn = 0
@@ -217,7 +220,7 @@ class MemoryBroker:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        pass
+        await self.control.close()
 
     def now(self) -> float:
         return time.time()

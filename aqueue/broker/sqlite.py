@@ -31,6 +31,7 @@ from aqueue.broker import (
     settling_order,
 )
 from aqueue.broker.history import History, Loss, decode, encode
+from aqueue.broker.sqlite_control import SqliteControl
 from aqueue.broker.sqlite_inspection import SqliteInspection, message_of, overdue, put_presence
 from aqueue.drivers import sqlite_checks
 from aqueue.drivers.sqlite_file import SqliteFile, drop_ended, path_of, put_if_absent, put_records
@@ -59,6 +60,7 @@ class SqliteBroker:
         self.holder = ""
         self._options = options
         self._file = SqliteFile(path, options.timeout)
+        self.control = SqliteControl(self._file)
         self._changed = asyncio.Event()
         self._stop_listening: Callable[[], None] | None = None
         self._renewing: sqlite3.Connection | None = None
@@ -75,6 +77,7 @@ class SqliteBroker:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        await self.control.close()
         if self._stop_listening is not None:
             self._stop_listening()
             self._stop_listening = None

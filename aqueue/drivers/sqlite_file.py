@@ -128,6 +128,7 @@ class SqliteFile:
         folder = path.with_name(path.name + ".wakeup")
         self.messages_bell: Final = Doorbell(folder, "messages")
         self.results_bell: Final = Doorbell(folder, "results")
+        self.control_bell: Final = Doorbell(folder, "control")
         self._timeout = timeout
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None

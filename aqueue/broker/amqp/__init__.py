@@ -13,6 +13,7 @@ front of the queue            what a worker gives back waits with it; what it le
                               back, uncounted, as the server would count what it takes back itself
 verdicts that send            published, confirmed, then acknowledged: at worst twice, never lost
 a broadcast                   a queue of each worker's own, `aqueue.broker.amqp.broadcast`
+remote control                likewise, and kept nowhere else, `aqueue.broker.amqp.control`
 ============================  =========================================================================
 """
 
@@ -43,6 +44,7 @@ from aqueue.broker import (
 from aqueue.broker.amqp import checks
 from aqueue.broker.amqp.broadcast import Broadcasts
 from aqueue.broker.amqp.consuming import LINGER, Claim, Consumption, Order
+from aqueue.broker.amqp.control import AmqpControl
 from aqueue.broker.amqp.dead import letter
 from aqueue.broker.amqp.inspection import AmqpInspection
 from aqueue.broker.amqp.messages import ROOMY, Unpacked, memory, pack, unpack
@@ -80,6 +82,7 @@ class AmqpBroker:
         self._topology: Topology | None = None
         self._broadcasts = Broadcasts(options.queues)
         self._io = IoThread("aqueue-rabbitmq")
+        self.control = AmqpControl(address, options, self._publisher, self._io, lambda: self.holder)
         self._consumption: Consumption | None = None
         #: What came, by receipt, for those that nobody can read: they are buried as they came.
         self._unreadable: dict[str, Delivered] = {}
@@ -101,6 +104,7 @@ class AmqpBroker:
             self._tidying.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        await self.control.close()
         consumption, self._consumption = self._consumption, None
         if consumption is not None:
             try:

@@ -18,6 +18,8 @@ What is ours is private to aqueue; the head of every script says how it uses the
     aqueue:worker:<name>        string  what a worker says of itself, as JSON; it ends soon after the worker
     aqueue:dead, :messages, :letters          id -> died (ms); id -> bytes; id -> why, as JSON
 
+    aqueue:revoked, :why, :version            cancelled tasks, see `aqueue.broker.redis.control`
+
 A receipt is ``<number>:<list>``, so it names the place to go back to. Bytes go back as they came.
 """
 
@@ -33,6 +35,7 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 from aqueue.broker import Ack, BrokerFactory, BrokerOptions, Bury, Delivery, Presence, Release, Verdict, settling_order
 from aqueue.broker.redis import checks
 from aqueue.broker.redis.claims import Claims
+from aqueue.broker.redis.control import RedisControl
 from aqueue.broker.redis.envelope import pack
 from aqueue.broker.redis.inspection import RedisInspection
 from aqueue.broker.redis.keys import Keys, matching_queues
@@ -70,6 +73,7 @@ class RedisBroker:
         #: Queues whose bindings were written since the link came up.
         self._declared: set[str] = set()
         self._link.on_open.append(self._opened)
+        self.control = RedisControl(self._link, self._keys, options, lambda: self.holder)
 
     @classmethod
     def factory(cls, url: Url) -> BrokerFactory:

@@ -16,6 +16,8 @@ def _load(name: str, before: str = "") -> Script:
 CLAIM: Final = _load("claim")
 PUBLISH: Final = _load("publish")
 RENEW: Final = _load("renew")
+REVOKE: Final = _load("revoke")
+REVOKED: Final = _load("revoked")
 SETTLE: Final = _load("settle", before=RECORD_LUA)
 TEND: Final = _load("tend")
 

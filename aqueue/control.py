@@ -1,0 +1,101 @@
+"""Which tasks are cancelled, as far as this worker knows; and the duty that keeps it up to date.
+
+The road looks into `Revocations`, a dict in memory. `Following` fills it: with everything that is kept before the
+first claim, then with each word as it comes, and from time to time with everything once more.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from typing import Final, NoReturn
+
+from aqueue.backoff import pause
+from aqueue.broker.control import Control
+from aqueue.errors import BrokerUnavailable
+from aqueue.pidbox import Revocation, Revoked
+
+logger = logging.getLogger("aqueue.worker")
+
+#: Of more, those are forgotten whose time ends first: about 10 MB.
+_MOST_KNOWN: Final = 50_000
+#: Seconds for which nothing is claimed while the word of what is cancelled can't be had.
+_PATIENCE: Final = 10.0
+#: Longest pause (seconds) between tries to listen again.
+_LONGEST_PAUSE: Final = 1.0
+
+
+class Revocations:
+    """By task id, with an end; empty as long as nobody cancels anything."""
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        #: When it ends, by the clock of ``now``.
+        self.known: dict[str, tuple[float, Revocation]] = {}
+
+    def find(self, task_id: str) -> Revocation | None:
+        known = self.known.get(task_id)
+        if known is None:
+            return None
+        ends, revocation = known
+        if ends > self._now():
+            return revocation
+        del self.known[task_id]
+        return None
+
+    def add(self, revoked: Revoked) -> None:
+        if not revoked:
+            return
+        now = self._now()
+        self.known |= {id: (now + revocation.keep, revocation) for id, revocation in revoked.items()}
+        if len(self.known) > _MOST_KNOWN:
+            last = sorted(self.known.items(), key=lambda item: item[1][0])[-_MOST_KNOWN // 2 :]
+            forgotten = sum(ends > now for ends, _ in self.known.values()) - sum(ends > now for _, (ends, _) in last)
+            if forgotten > 0:
+                logger.warning("%d cancelled tasks are forgotten here: over %d at once", forgotten, _MOST_KNOWN)
+            self.known = dict(last)
+
+
+class Following:
+    """See the module's text. ``obey`` is told what is revoked; ``every``: seconds between two looks at everything."""
+
+    def __init__(self, control: Control, obey: Callable[[Revoked], None], every: float) -> None:
+        self._control = control
+        self._obey = obey
+        self._every = every
+        #: Set while nothing can have been missed, or nobody wants to wait for that any longer.
+        self.up_to_date = asyncio.Event()
+
+    async def run(self) -> NoReturn:
+        """Until cancelled."""
+        loop = asyncio.get_running_loop()
+        failures, since = 0, loop.time()
+        while True:
+            try:
+                await self._catch_up()
+                failures = 0
+                await self._listen()
+            except BrokerUnavailable as error:
+                if not failures:
+                    since = loop.time()
+                    self.up_to_date.clear()
+                    logger.info("can't hear of cancelled tasks, trying again: %s", error)
+                failures += 1
+                if loop.time() - since > _PATIENCE and not self.up_to_date.is_set():
+                    logger.error("working without word of cancelled tasks for now: %s", error)
+                    self.up_to_date.set()
+                await asyncio.sleep(pause(failures, first=0.05, longest=_LONGEST_PAUSE))
+
+    async def _catch_up(self) -> None:
+        """Listen first and read second, so that nothing is missed in between."""
+        self._obey(await self._control.news(0.0))
+        self._obey(await self._control.revoked())
+        self.up_to_date.set()
+
+    async def _listen(self) -> NoReturn:
+        loop = asyncio.get_running_loop()
+        while True:
+            look_again = loop.time() + self._every * random.uniform(0.75, 1.0)
+            while (left := look_again - loop.time()) > 0:
+                self._obey(await self._control.news(left))
+            self._obey(await self._control.revoked())
