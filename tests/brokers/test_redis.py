@@ -15,7 +15,9 @@ from aqueue import broker as brokers
 from aqueue import results as stores
 from aqueue.broker import Ack, BrokerOptions, Bury, Delivery, Release
 from aqueue.broker.redis import RedisBroker
+from aqueue.control import Following
 from aqueue.errors import BrokerUnavailable, EnqueueFailed, EnqueueUnknown, StoreUnavailable
+from aqueue.pidbox import Revocation
 from aqueue.protocol import Message, Unreadable
 from aqueue.results import SUCCESS, Result, StoreOptions
 from aqueue.url import Url
@@ -185,6 +187,8 @@ async def test_with_memory_full_work_ends_and_sends_are_refused(own_redis: Redis
         client.config_set("maxmemory", "1mb")
         with pytest.raises(EnqueueFailed, match="OOM"):
             await broker.publish([message("q", "too much")])
+        await broker.control.revoke(["cancelled"], Revocation("no room", terminate=True, keep=60.0))
+        assert "cancelled" in await broker.control.revoked()
         claimed = await broker.fetch(["q"], 20, 1)
         assert len(claimed) == 20
         assert list(await asyncio.to_thread(broker.extend, claimed)) == []
@@ -197,6 +201,7 @@ async def test_with_memory_full_work_ends_and_sends_are_refused(own_redis: Redis
 
 async def test_an_idle_consumer_costs_less_than_a_command_a_second(broker: RedisBroker, client: redis.Redis) -> None:
     fetching = asyncio.create_task(broker.fetch(["q", "other"], 10, 60))
+    following = asyncio.create_task(Following(broker.control, lambda _: None, broker.lease).run())
     await asyncio.sleep(1.0)
     before = client.info("stats")["total_commands_processed"]
     start = time.monotonic()
@@ -204,7 +209,39 @@ async def test_an_idle_consumer_costs_less_than_a_command_a_second(broker: Redis
     spent = client.info("stats")["total_commands_processed"] - before - 1
     assert spent / (time.monotonic() - start) < 1.0
     fetching.cancel()
-    await asyncio.wait([fetching])
+    following.cancel()
+    await asyncio.wait([fetching, following])
+
+
+async def test_what_is_revoked_leaves_no_key_for_ever(broker: RedisBroker, client: redis.Redis) -> None:
+    await broker.control.revoke(["long"], Revocation("r", terminate=True, keep=1000.0))
+    await broker.control.revoke(["short"], Revocation("r", terminate=True, keep=0.1))
+    keys = client.keys("aqueue:revoked*")
+    assert len(keys) == 3
+    assert all(990 < client.ttl(key) <= 1000 for key in keys)
+
+    async def is_over() -> bool:
+        return set(await broker.control.revoked()) == {"long"}
+
+    await until(is_over, "the time of the short one is over")
+    await broker.control.revoke(["next"], Revocation("r", terminate=True, keep=1000.0))
+    assert client.hkeys("aqueue:revoked:why") == [b"long", b"next"]
+
+
+async def test_what_is_kept_and_not_of_our_writing_is_left_out(broker: RedisBroker, client: redis.Redis) -> None:
+    await broker.control.revoke(["good", "bad"], Revocation("r", terminate=True, keep=1000.0))
+    client.hset("aqueue:revoked:why", "bad", b"\xff")
+    client.zadd("aqueue:revoked", {"without-a-reason": time.time() * 2000})
+    assert set(await broker.control.revoked()) == {"good"}
+
+
+async def test_who_may_not_subscribe_is_told_so(redis_url: str, client: redis.Redis) -> None:
+    client.acl_setuser("deaf", enabled=True, nopass=True, keys=["*"], categories=["+@all"], commands=["-subscribe"])
+    async with await open_broker(redis_url.replace("redis://", "redis://deaf:x@")) as broker:
+        with pytest.raises(BrokerUnavailable, match="permission"):
+            await broker.control.news(0.0)
+        assert await broker.control.revoked() == {}
+    client.acl_deluser("deaf")
 
 
 async def test_a_server_without_tracking_is_polled(redis_url: str, client: redis.Redis) -> None:

@@ -3,16 +3,24 @@
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from aqueue import AQueue, Context, InvalidArguments, Reject, Retry, Snooze, TaskRevoked
+from aqueue import AQueue, BrokerUnavailable, Context, InvalidArguments, Reject, Retry, Snooze, TaskRevoked
+from aqueue.admission import task_id_of
+from aqueue.broker import BrokerOptions, Delivery
+from aqueue.broker.memory import MemoryBroker, MemoryServer
+from aqueue.broker.memory_control import MemoryControl, MemoryRevocations
 from aqueue.outcome import Outcome, Revoked
+from aqueue.pidbox import Revocation
+from aqueue.pidbox import Revoked as RevokedIds
 from aqueue.results import RemoteError
+from tests.kit.proxy import Proxy
 from tests.kit.waiting import until
-from tests.worker.conftest import MakeApp, StartWorker, running
+from tests.worker.conftest import QUICK, MakeApp, StartWorker, running
 
 #: Where a revocation is kept for workers that start later.
 KEPT = pytest.mark.parametrize("kind", ["memory", "sqlite", "redis"], indirect=True)
@@ -260,23 +268,123 @@ async def test_what_waits_in_a_gate_has_not_begun(app: AQueue, start_worker: Sta
     assert worker.slots
 
 
+class Broker(MemoryBroker):
+    """One whose word of what is cancelled comes when a test wants it."""
+
+    def __init__(self, options: BrokerOptions, claimed: Callable[["Control", Sequence[Delivery]], None]) -> None:
+        server = MemoryServer()
+        super().__init__(server, options)
+        self._heard = Control(server.revocations)
+        self.control = self._heard
+        self._claimed = claimed
+
+    async def fetch(self, queues: Sequence[str], limit: int, wait: float) -> Sequence[Delivery]:
+        found = await super().fetch(queues, limit, wait)
+        self._claimed(self._heard, found)
+        return found
+
+
+class Control(MemoryControl):
+    def __init__(self, revocations: MemoryRevocations) -> None:
+        super().__init__(revocations)
+        self.fails = 0
+        self.answers = asyncio.Event()
+        self.answers.set()
+
+    def hear(self, *ids: str) -> None:
+        self._inbox.put(dict.fromkeys(ids, Revocation("just now", True, 60.0)))
+
+    async def revoked(self) -> RevokedIds:
+        if self.fails:
+            self.fails -= 1
+            raise BrokerUnavailable("not now")
+        await self.answers.wait()
+        return await super().revoked()
+
+
+def ids_of(deliveries: Sequence[Delivery]) -> list[str]:
+    return [str(task_id_of(delivery.message)) for delivery in deliveries]
+
+
+async def test_a_run_that_is_ended_before_its_first_step_is_settled(start_worker: StartWorker) -> None:
+    """The word comes between the claim and the first step of its run."""
+
+    def claimed(control: Control, found: Sequence[Delivery]) -> None:
+        control.hear(*ids_of(found))
+
+    async with AQueue("test", broker=lambda options: Broker(options, claimed), settings=QUICK) as app:
+        stage = Stage(app)
+        await start_worker(app)
+        for result in await app.send_many([stage.wait.s("one"), stage.wait.s("two")]):
+            await assert_revoked(result, "just now")
+        assert stage.begun == []
+
+
+async def test_nothing_is_claimed_before_it_is_known_what_is_cancelled(start_worker: StartWorker) -> None:
+    claims: list[str] = []
+    app = AQueue(
+        "test", broker=lambda options: Broker(options, lambda _, found: claims.extend(ids_of(found))), settings=QUICK
+    )
+    async with app:
+        control = app.producer().broker.control
+        assert isinstance(control, Control)
+        control.fails = 3
+        control.answers.clear()
+        stage = Stage(app)
+        result, other = await app.send_many([stage.note.s("cancelled"), stage.note.s("runs")])
+        await result.cancel("early", terminate=False)
+        await start_worker(app)
+        await until(lambda: control.fails == 0, "it is asked for again and again")
+        await asyncio.sleep(0.1)
+        assert claims == []
+        control.answers.set()
+        assert await other.get(15) == "runs"
+        await assert_revoked(result, "early")
+
+
+async def test_a_worker_works_though_it_hears_nothing(
+    start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("aqueue.control._PATIENCE", 0.3)
+    async with AQueue("test", broker=lambda options: Broker(options, lambda *_: None), settings=QUICK) as app:
+        control = app.producer().broker.control
+        assert isinstance(control, Control)
+        control.fails = 1_000_000
+        stage = Stage(app)
+        await start_worker(app)
+        assert await (await stage.note.send("runs")).get(15) == "runs"
+        assert "working without word of cancelled tasks" in caplog.text
+        waiting = await stage.note.options(countdown=1.5).send("waiting")
+        await waiting.cancel("later")
+        control.fails = 0
+        await assert_revoked(waiting, "later")
+
+
 @ONE_IS_ENOUGH
-async def test_a_run_that_is_ended_before_its_first_step_is_settled(app: AQueue, start_worker: StartWorker) -> None:
-    """Many at once, so that some are between their claim and their first step when the word comes."""
-    runs: list[int] = []
+async def test_a_task_that_no_worker_knows_is_cancelled_at_once(app: AQueue, start_worker: StartWorker) -> None:
+    await start_worker(app)
+    await app.cancel("at-once", "never mind")
+    await assert_revoked(await app.send_task("nobody.knows.it", task_id="at-once"), "never mind")
 
-    @app.task
-    async def work(number: int) -> None:
-        runs.append(number)
-        await asyncio.sleep(60)
 
-    await start_worker(app, concurrency=200)
-    for _ in range(20):
-        results = await app.send_many([work.s(number) for number in range(10)])
-        cancelling = asyncio.create_task(app.cancel_many([result.id for result in results]))
-        for result in results:
-            await assert_revoked(result, "cancelled")
-        await cancelling
+async def test_a_word_that_was_missed_is_made_up_for(
+    redis_proxy: Proxy, redis_url: str, start_worker: StartWorker
+) -> None:
+    """The link is down when the task is cancelled, and up again before its lease ends."""
+    settings = replace(QUICK, lease=30.0)
+    client = AQueue("test", broker=redis_url, settings=settings)
+    app = AQueue("test", broker=f"redis://127.0.0.1:{redis_proxy.port}", settings=settings)
+    stage = Stage(app)
+    async with app, client:
+        await start_worker(app)
+        result = await client.send_task(stage.wait.name, ["long"])
+        await until(stage.has_begun("long"), "it runs")
+        redis_proxy.refuse()
+        assert await client.cancel(result.id, "while nobody heard") == "requested"
+        await asyncio.sleep(0.1)
+        assert stage.ended == []
+        redis_proxy.heal()
+        await assert_revoked(result, "while nobody heard")
 
 
 @ONE_IS_ENOUGH
