@@ -327,8 +327,9 @@ class AQueue:
         loop = asyncio.get_running_loop()
         producer = self._producers.get(loop)
         if producer is None:
+            servers = self.servers
             producer = Producer(
-                self.settings, self._routes, self.serializer, self.servers.broker(), self.servers.store()
+                self.settings, self._routes, self.serializer, servers.broker(), servers.store(), servers.keeper()
             )
             self._producers[loop] = producer
         return producer

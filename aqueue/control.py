@@ -12,7 +12,7 @@ from typing import Final, NoReturn
 
 from aqueue.backoff import pause
 from aqueue.broker.control import Control
-from aqueue.errors import BrokerUnavailable
+from aqueue.errors import BrokerUnavailable, ControlRefused
 from aqueue.pidbox import Revocation, Revoked
 
 logger = logging.getLogger("aqueue.worker")
@@ -23,6 +23,8 @@ _MOST_KNOWN: Final = 50_000
 _PATIENCE: Final = 10.0
 #: Longest pause (seconds) between tries to listen again.
 _LONGEST_PAUSE: Final = 1.0
+#: Seconds until permissions may have changed.
+_ASK_AGAIN: Final = 300.0
 
 
 class Revocations:
@@ -75,6 +77,10 @@ class Following:
                 await self._catch_up()
                 failures = 0
                 await self._listen()
+            except ControlRefused as error:
+                logger.error("working without word of cancelled tasks: %s", error)
+                self.up_to_date.set()
+                await asyncio.sleep(_ASK_AGAIN)
             except BrokerUnavailable as error:
                 if not failures:
                     since = loop.time()

@@ -9,7 +9,8 @@
     ├── MessageTooLarge (ValueError)      over the size limit; nothing was sent
     ├── BrokerUnavailable                 the broker can't be reached or refuses to work
     │   ├── EnqueueFailed                 nothing was stored
-    │   └── EnqueueUnknown                may be stored or not; carries the ids
+    │   ├── EnqueueUnknown                may be stored or not; carries the ids
+    │   └── ControlRefused                its permissions don't let us tell workers, or be told
     ├── StoreUnavailable                  the result store can't be reached or refuses to work
     ├── BadMessage                        bytes from the wire that can't be read as a task
     ├── TimeLimitExceeded                 the run took longer than it may
@@ -104,6 +105,10 @@ class EnqueueUnknown(BrokerUnavailable):
     def __init__(self, message: str, ids: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.ids = tuple(ids)
+
+
+class ControlRefused(BrokerUnavailable):
+    """The broker's permissions don't let us tell workers which tasks are cancelled, or be told."""
 
 
 class StoreUnavailable(AQueueError):

@@ -9,6 +9,7 @@ from typing import Final, TypeVar
 
 from aqueue.async_result import AsyncResult, Cancelled
 from aqueue.broker import Broker
+from aqueue.broker.control import KeptControl
 from aqueue.context import current
 from aqueue.errors import BadMessage, EncodeError, EnqueueFailed, EnqueueUnknown, StoreUnavailable
 from aqueue.identifiers import new_id, origin
@@ -52,10 +53,19 @@ class Producer:
     """Sends over one event loop's broker and result store."""
 
     def __init__(
-        self, settings: Settings, routes: Routes, serializer: Serializer, broker: Broker, store: ResultStore
+        self,
+        settings: Settings,
+        routes: Routes,
+        serializer: Serializer,
+        broker: Broker,
+        store: ResultStore,
+        keeper: Broker | None = None,
     ) -> None:
         self.broker = broker
         self.store = store
+        #: Tells workers which tasks are cancelled.
+        self.control = broker.control if keeper is None else KeptControl(broker.control, keeper.control)
+        self._keeper = keeper
         #: How many ``async with app`` are open on this loop; the last one closes.
         self.users = 0
         self._settings = settings
@@ -106,7 +116,7 @@ class Producer:
             found += await asyncio.gather(*map(self._has_ended, ids[start : start + _LOOKS]))
         open_ids = [id for id, ended in zip(ids, found, strict=True) if not ended]
         if open_ids:
-            await self.broker.control.revoke(open_ids, Revocation(printable(reason), terminate, keep))
+            await self.control.revoke(open_ids, Revocation(printable(reason), terminate, keep))
         return ["finished" if ended else "requested" for ended in found]
 
     async def _has_ended(self, task_id: str) -> bool:
@@ -121,6 +131,8 @@ class Producer:
         """Wait for what is on its way, and close the connections."""
         await self._outbox.close()
         await self.broker.__aexit__(None, None, None)
+        if self._keeper is not None:
+            await self._keeper.__aexit__(None, None, None)
         await self.store.__aexit__(None, None, None)
 
     async def _post(self, messages: Sequence[Message]) -> None:

@@ -11,7 +11,7 @@ from aqueue.pidbox import Pidbox
 from aqueue.results import ResultStore, StoreFactory, StoreOptions
 from aqueue.serialization import Serializer
 from aqueue.settings import Settings
-from aqueue.url import RABBITMQ_SCHEMES, Url
+from aqueue.url import RABBITMQ_SCHEMES, REDIS_SCHEMES, Url
 
 
 class Servers:
@@ -28,6 +28,7 @@ class Servers:
         self._store = _store(backend, self._broker)
         self._settings = settings
         self._broker_factory: BrokerFactory | None = None if isinstance(self._broker, Url) else self._broker
+        self._keeper_factory: BrokerFactory | None = None
         self._store_factory: StoreFactory | None = None if isinstance(self._store, Url) else self._store
 
     @property
@@ -56,21 +57,34 @@ class Servers:
             self._broker_factory = brokers.from_url(self._broker)
             _check_broadcasts(self._broker, self._settings)
         assert self._broker_factory is not None, "made above, or given"
+        return self._broker_factory(self._broker_options())
+
+    def keeper(self) -> Broker | None:
+        """What keeps cancelled tasks where the broker itself can't: Redis, when the results are there.
+
+        For the running event loop; None where there is no need for it, or no such store.
+        """
+        on_rabbitmq = isinstance(self._broker, Url) and self._broker.scheme in RABBITMQ_SCHEMES
+        if not on_rabbitmq or not isinstance(self._store, Url) or self._store.scheme not in REDIS_SCHEMES:
+            return None
+        if self._keeper_factory is None:
+            self._keeper_factory = brokers.from_url(self._store)
+        return self._keeper_factory(self._broker_options())
+
+    def _broker_options(self) -> BrokerOptions:
         settings = self._settings
-        return self._broker_factory(
-            BrokerOptions(
-                lease=settings.lease,
-                timeout=settings.send_timeout,
-                limits=settings.limits,
-                eta_queues=settings.eta_queues,
-                queues=settings.queues,
-                delayed_queue_type=settings.delayed_queue_type,
-                pidbox=Pidbox(
-                    Serializer(settings.accept_content, settings.limits, settings.signer),
-                    settings.serializer,
-                    settings.cancel_expires,
-                ),
-            )
+        return BrokerOptions(
+            lease=settings.lease,
+            timeout=settings.send_timeout,
+            limits=settings.limits,
+            eta_queues=settings.eta_queues,
+            queues=settings.queues,
+            delayed_queue_type=settings.delayed_queue_type,
+            pidbox=Pidbox(
+                Serializer(settings.accept_content, settings.limits, settings.signer),
+                settings.serializer,
+                settings.cancel_expires,
+            ),
         )
 
     def store(self) -> ResultStore:

@@ -127,7 +127,7 @@ class Worker:
             for watching in (runs.leases, runs.guardian):
                 watching.start()
                 stack.callback(watching.stop)
-            following = Following(producer.broker.control, runs.revoke, producer.broker.lease)
+            following = Following(producer.control, runs.revoke, producer.broker.lease)
             intake = Intake(producer.broker, self.queues, slots, runs, following.up_to_date)
             await self._work(runs, intake, following)
 

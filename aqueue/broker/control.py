@@ -25,24 +25,48 @@ class Control(Protocol):
     async def revoke(self, ids: Sequence[str], revocation: Revocation) -> None:
         """Keep ids as revoked, and tell every worker: ours, and Celery's on the same broker.
 
-        Raises BrokerUnavailable.
+        Raises BrokerUnavailable, ControlRefused.
         """
         ...
 
     async def revoked(self) -> Revoked:
-        """Everything that is kept and has not ended. Raises BrokerUnavailable."""
+        """Everything that is kept and has not ended. Raises BrokerUnavailable, ControlRefused."""
         ...
 
     async def news(self, wait: float) -> Revoked:
         """What was told since the last call, waiting up to ``wait`` seconds for something; the first begins to listen.
 
-        Raises BrokerUnavailable when something may have been missed: then ask for what is kept.
+        Raises BrokerUnavailable when something may have been missed: then ask for what is kept. Raises ControlRefused.
         """
         ...
 
     async def close(self) -> None:
         """Stop listening. The broker calls it when it is closed."""
         ...
+
+
+class KeptControl:
+    """A `Control` of two: a broker's that tells and keeps nothing, and another server's that keeps."""
+
+    durable = True
+
+    def __init__(self, telling: Control, keeping: Control) -> None:
+        self._telling = telling
+        self._keeping = keeping
+
+    async def revoke(self, ids: Sequence[str], revocation: Revocation) -> None:
+        await self._telling.revoke(ids, revocation)
+        await self._keeping.revoke(ids, revocation)
+
+    async def revoked(self) -> Revoked:
+        return await self._keeping.revoked()
+
+    async def news(self, wait: float) -> Revoked:
+        return await self._telling.news(wait)
+
+    async def close(self) -> None:
+        await self._telling.close()
+        await self._keeping.close()
 
 
 class Inbox:
@@ -63,6 +87,12 @@ class Inbox:
         self._missed = reason
         self._arrived.set()
 
+    def check(self) -> None:
+        """Raises BrokerUnavailable, once, when something was missed."""
+        missed, self._missed = self._missed, ""
+        if missed:
+            raise BrokerUnavailable(missed)
+
     async def take(self, wait: float) -> Revoked:
         """See `Control.news`."""
         if wait > 0:
@@ -70,8 +100,6 @@ class Inbox:
                 async with asyncio.timeout(wait):
                     await self._arrived.wait()
         self._arrived.clear()
-        missed, self._missed = self._missed, ""
-        if missed:
-            raise BrokerUnavailable(missed)
+        self.check()
         told, self._told = self._told, {}
         return told

@@ -18,7 +18,8 @@ from aqueue import broker as brokers
 from aqueue.broker import Ack, Broker, BrokerOptions, Bury, Delivery, Queue, Release
 from aqueue.broker.amqp import AmqpBroker, consuming
 from aqueue.drivers.amqp_publisher import Publication, nothing_to_prepare
-from aqueue.errors import BrokerUnavailable, EnqueueFailed
+from aqueue.errors import BrokerUnavailable, ControlRefused, EnqueueFailed
+from aqueue.pidbox import Revocation
 from aqueue.protocol import Message, Unreadable
 from aqueue.url import Url
 from tests.conformance.test_broker import fetch_all, message, names
@@ -339,6 +340,42 @@ async def test_tls_is_checked(tmp_path: Path, queue: str) -> None:
             assert names(await broker.fetch([queue], 1, 5)) == ["unchecked"]
     finally:
         server.stop()
+
+
+async def test_what_is_revoked_while_the_link_is_down_is_told_when_it_is_up(
+    rabbit_url: str, rabbit_proxy: Proxy, queue: str
+) -> None:
+    url = f"amqp://guest:guest@127.0.0.1:{rabbit_proxy.port}//"
+    async with await open_broker(url) as worker, await open_broker(rabbit_url) as client:
+        assert await worker.control.news(0.0) == {}
+        rabbit_proxy.refuse()
+        await client.control.revoke([queue], Revocation("missed", terminate=True, keep=60.0))
+        with pytest.raises(BrokerUnavailable):
+            await worker.control.news(10.0)
+        with pytest.raises(BrokerUnavailable):
+            await worker.control.news(0.0)
+        rabbit_proxy.heal()
+        assert set(await worker.control.news(0.0) or await worker.control.news(10.0)) == {queue}
+
+
+async def test_no_queue_for_control_messages_is_left(rabbit_server: RabbitServer) -> None:
+    url = rabbit_server.virtual_host("control")
+
+    def queues() -> str:
+        return rabbit_server.ctl("list_queues", "--silent", "-p", "control", "name")
+
+    async with await open_broker(url) as broker:
+        await broker.control.news(0.0)
+        assert "celery.pidbox" in await asyncio.to_thread(queues)
+    assert "celery.pidbox" not in await asyncio.to_thread(queues)
+
+
+async def test_who_may_not_listen_is_told_so(rabbit_server: RabbitServer, user: tuple[str, str]) -> None:
+    name, url = user
+    rabbit_server.ctl("set_permissions", name, "^q-", ".*", "^q-")
+    async with await open_broker(url) as broker:
+        with pytest.raises(ControlRefused, match="refused"):
+            await broker.control.news(0.0)
 
 
 # --- queues -------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from aqueue import results as stores
 from aqueue.broker import Ack, BrokerOptions, Bury, Delivery, Release
 from aqueue.broker.redis import RedisBroker
 from aqueue.control import Following
-from aqueue.errors import BrokerUnavailable, EnqueueFailed, EnqueueUnknown, StoreUnavailable
+from aqueue.errors import BrokerUnavailable, ControlRefused, EnqueueFailed, EnqueueUnknown, StoreUnavailable
 from aqueue.pidbox import Revocation
 from aqueue.protocol import Message, Unreadable
 from aqueue.results import SUCCESS, Result, StoreOptions
@@ -238,7 +238,7 @@ async def test_what_is_kept_and_not_of_our_writing_is_left_out(broker: RedisBrok
 async def test_who_may_not_subscribe_is_told_so(redis_url: str, client: redis.Redis) -> None:
     client.acl_setuser("deaf", enabled=True, nopass=True, keys=["*"], categories=["+@all"], commands=["-subscribe"])
     async with await open_broker(redis_url.replace("redis://", "redis://deaf:x@")) as broker:
-        with pytest.raises(BrokerUnavailable, match="permission"):
+        with pytest.raises(ControlRefused, match="permission"):
             await broker.control.news(0.0)
         assert await broker.control.revoked() == {}
     client.acl_deluser("deaf")

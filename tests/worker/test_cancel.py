@@ -116,6 +116,24 @@ async def test_a_worker_that_starts_later_obeys(make_app: MakeApp) -> None:
     assert stage.begun == ["0", "2"]
 
 
+async def test_with_redis_as_store_rabbitmq_has_it_kept_as_well(rabbit_url: str, redis_url: str, queue: str) -> None:
+    settings = replace(QUICK, default_queue=queue)
+    app = AQueue("test", broker=rabbit_url, backend=redis_url, settings=settings)
+    stage = Stage(app)
+    async with app:
+        first, second, third = await app.send_many([stage.note.s(name) for name in ("first", "second", "third")])
+        assert await second.cancel("before there was a worker", terminate=False) == "requested"
+        async with running(app):
+            assert await first.get(15) == "first"
+            await assert_revoked(second, "before there was a worker")
+            assert await third.get(15) == "third"
+            long = await stage.wait.send("long")
+            await until(stage.has_begun("long"), "it runs")
+            await long.cancel("told at once")
+            await assert_revoked(long, "told at once")
+    assert stage.begun == ["first", "third", "long"]
+
+
 async def test_a_running_coroutine_is_ended_and_not_tried_again(
     app: AQueue, stage: Stage, start_worker: StartWorker
 ) -> None:

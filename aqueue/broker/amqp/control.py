@@ -21,12 +21,14 @@ from aqueue.drivers.amqp_connection import AmqpConnection, Channel, ChannelClose
 from aqueue.drivers.amqp_methods import Consume, ExchangeDeclare, QueueBind, QueueDeclare, QueueDelete
 from aqueue.drivers.amqp_publisher import Publisher
 from aqueue.drivers.io_thread import IoThread
-from aqueue.errors import Border, BrokerUnavailable
+from aqueue.errors import Border, BrokerUnavailable, ControlRefused
 from aqueue.identifiers import new_id
 from aqueue.pidbox import EXCHANGE, Revocation, Revoked
 
 #: Milliseconds that the queue of a worker that is gone is kept, and that a message waits in it.
 _EXPIRES: Final = 60_000
+#: AMQP's codes for a channel that was closed.
+_ACCESS_REFUSED: Final = 403
 _NOT_FOUND: Final = 404
 
 
@@ -69,10 +71,16 @@ class AmqpControl:
 
     async def news(self, wait: float) -> Revoked:
         if not self._listening:
+            self._inbox.check()
             if self._ear is None:
                 self._ear = _Ear(self._address, self._options.lease, self)
             with _BORDER:
-                await self._io.run(self._ear.open())
+                try:
+                    await self._io.run(self._ear.open())
+                except ChannelClosed as error:
+                    if error.code == _ACCESS_REFUSED:
+                        raise ControlRefused(str(error)) from None
+                    raise
             self._listening = True
         return await self._inbox.take(wait)
 

@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
+from redis.exceptions import NoPermissionError
 
 from aqueue.broker import BrokerOptions
 from aqueue.broker.control import MOST_KEPT, Inbox
@@ -23,7 +24,7 @@ from aqueue.broker.redis.envelope import pack, unpack
 from aqueue.broker.redis.keys import Keys
 from aqueue.broker.redis.scripts import REVOKE, REVOKED
 from aqueue.drivers.redis_link import RedisLink, Value, raising
-from aqueue.errors import BrokerUnavailable
+from aqueue.errors import Border, BrokerUnavailable, ControlRefused
 from aqueue.pidbox import EXCHANGE, Revocation, Revoked
 
 logger = logging.getLogger("aqueue.control")
@@ -64,14 +65,14 @@ class RedisControl:
             messages = [pack(message) for message in self._options.pidbox.revoke(some, revocation)]
             ttl = max(1, round(revocation.keep * 1000))
             args: list[Value] = [ttl, why, MOST_KEPT, self._channel, len(messages), *messages, *some]
-            with raising(BrokerUnavailable):
+            with raising(BrokerUnavailable), _REFUSED:
                 forgotten = await self._link.run(REVOKE, keys, args)
             if forgotten:
                 logger.warning("%d cancelled tasks are forgotten: over %d at once are not kept", forgotten, MOST_KEPT)
 
     async def revoked(self) -> Revoked:
         keys = self._keys.ours("revoked", "revoked:why", "revoked:version")
-        with raising(BrokerUnavailable):
+        with raising(BrokerUnavailable), _REFUSED:
             now, version, *changed = await self._link.run(REVOKED, keys, (self._version,))
         if changed:
             self._version = version
@@ -81,13 +82,14 @@ class RedisControl:
         }
 
     async def news(self, wait: float) -> Revoked:
-        with raising(BrokerUnavailable):
+        with raising(BrokerUnavailable), _REFUSED:
             await self._listen()
         return await self._inbox.take(wait)
 
     async def _listen(self) -> None:
         if self._listening:
             return
+        self._inbox.check()
         await self._link.ready()
         (subscribed,) = self._link.send(("SUBSCRIBE", self._channel))
         await subscribed
@@ -115,4 +117,5 @@ def _read(ends: list[bytes], reasons: list[bytes]) -> Iterator[tuple[str, _Why, 
             yield id.decode(), _decode_why(why[id]), float(end)
 
 
+_REFUSED: Final = Border(ControlRefused, NoPermissionError)
 _decode_why = msgspec.json.Decoder(_Why).decode
