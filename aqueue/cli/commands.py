@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 import aqueue
-from aqueue.cli import dead, doctor, inspect, send, worker
+from aqueue.cli import cancel, dead, doctor, inspect, send, worker
 from aqueue.cli.target import Given
 
 cli = typer.Typer(
@@ -36,6 +36,7 @@ cli.command("worker")(worker.work)
 cli.command("send")(send.send)
 cli.command("result")(send.result)
 cli.command("doctor")(doctor.examine)
+cli.command("cancel")(cancel.cancel)
 cli.command("queues")(inspect.queues)
 cli.command("workers")(inspect.workers)
 cli.command("tasks")(inspect.tasks)

@@ -121,6 +121,8 @@ def _show(found: Result, as_json: bool) -> None:
             document["result"] = found.value
         else:
             document |= {"error": {"type": error.exc_type, "message": error.text}, "traceback": found.traceback}
+        if found.attempts:
+            document["attempts"] = found.attempts
         typer.echo(to_json(document))
     elif error is None:
         typer.echo(

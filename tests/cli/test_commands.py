@@ -61,7 +61,7 @@ def run(tmp_path: Path) -> Run:
 def test_help_lists_the_commands(run: Run) -> None:
     done = run("--help")
     assert done.returncode == 0
-    for command in ("worker", "send", "result", "queues", "tasks", "purge", "recover", "dead"):
+    for command in ("worker", "send", "result", "cancel", "queues", "tasks", "purge", "recover", "dead"):
         assert command in done.stdout
 
 
@@ -84,6 +84,22 @@ def test_from_send_to_result(run: Run, tmp_path: Path) -> None:
     failed = run("send", "shop:app", "shop.fail", "no luck", "--wait")
     assert failed.returncode == 1
     assert "ValueError: no luck" in failed.stderr
+    worker.terminate()
+    assert worker.wait() == 0
+
+
+def test_what_is_cancelled_does_not_run(run: Run, tmp_path: Path) -> None:
+    waiting = run("send", "shop:app", "shop.add", "20", "22").stdout.strip()
+    done = run("cancel", "shop:app", waiting, "--reason", "typed in error", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [{"id": waiting, "cancelled": "requested"}]
+    worker = WorkerProcess(tmp_path, "shop:app").ready()
+    found = run("result", "shop:app", waiting, "--wait", "--timeout", "20")
+    assert found.returncode == 1
+    assert "typed in error" in found.stdout
+    again = run("cancel", "shop:app", waiting, "unheard-of", "--waiting")
+    assert again.returncode == 1
+    assert again.stdout.splitlines() == [f"{waiting}\tfinished", "unheard-of\trequested"]
     worker.terminate()
     assert worker.wait() == 0
 
