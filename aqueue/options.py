@@ -6,7 +6,6 @@ from typing import Any, Final, TypedDict
 
 from aqueue.attempts import REMEMBERED
 from aqueue.errors import InvalidArguments
-from aqueue.pidbox import LONGEST_KEPT
 from aqueue.protocol import KNOWN_HEADERS, MAX_ID_LENGTH, MAX_PRIORITY, is_name
 from aqueue.saferepr import printable
 from aqueue.serialization import dumps_headers, is_finite_number
@@ -87,8 +86,8 @@ def check_cancel(ids: Sequence[str], reason: str, keep: float) -> None:
             raise InvalidArguments(f"a task's id is 1 to {MAX_ID_LENGTH} printable characters; got {task_id!r:.80}")
     if not reason or type(reason) is not str:
         raise InvalidArguments(f"reason is a text, for whoever asks for the result; got {reason!r:.80}")
-    if not is_seconds(keep) or not 0 < keep <= LONGEST_KEPT:
-        raise InvalidArguments(f"keep is a number of seconds over 0, ten years at most; got {keep!r:.80}")
+    if not is_seconds(keep) or not keep:
+        raise InvalidArguments(f"keep is a number of seconds over 0; got {keep!r:.80}")
 
 
 def merged(*layers: Options) -> Options:

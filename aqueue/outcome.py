@@ -65,7 +65,10 @@ class Repeated(msgspec.Struct, frozen=True):
 
 
 class Dead(msgspec.Struct, frozen=True):
-    """The message goes to the dead letters: ``reason`` is a short code, ``detail`` a sentence."""
+    """The message goes to the dead letters: ``reason`` is a short code, ``detail`` a sentence.
+
+    Returned by a gate; a task raises `aqueue.Dead`.
+    """
 
     reason: str
     detail: str

@@ -26,8 +26,8 @@ EXCHANGE: Final = "celery.pidbox"
 _MOST_IDS: Final = 1000
 #: Characters.
 _LONGEST_REASON: Final = 200
-#: Seconds that a revocation may be kept: ten years.
-LONGEST_KEPT: Final = 10 * 366 * 86400.0
+#: Seconds that a revocation may be kept: a hundred years.
+LONGEST_KEPT: Final = 100 * 366 * 86400.0
 
 
 class Revocation(msgspec.Struct, frozen=True):

@@ -1,9 +1,9 @@
 """What a type checker must accept, and the types it must see. Checked, never run."""
 
 from collections.abc import Coroutine
-from typing import Any, assert_type
+from typing import Any, Literal, assert_type
 
-from aqueue import AQueue, AsyncResult, AsyncTask, Context, Options, Retry, Settings, Signature, SyncTask
+from aqueue import AQueue, AsyncResult, AsyncTask, Attempt, Context, Options, Retry, Settings, Signature, SyncTask
 
 app = AQueue("typing", broker="memory://", settings=Settings(lease=5.0, routes={"a.*": "a", "b": {"queue": "b"}}))
 
@@ -55,6 +55,9 @@ async def use() -> None:
     assert_type(await plain.send_many([plain.s(1)]), list[AsyncResult[float]])
     assert_type(plain.send_sync(1), AsyncResult[float])
     assert_type(plain.result("id"), AsyncResult[float])
+    assert_type(await plain.result("id").cancel("why", terminate=False), Literal["requested", "finished"])
+    assert_type(await plain.result("id").attempts(), tuple[Attempt, ...])
+    assert_type(await app.cancel("id", keep=60), Literal["requested", "finished"])
     unawaited = assert_type(plain(1), Coroutine[Any, Any, float])
     unawaited.close()
     assert_type(await plain(1), float)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from aqueue import AQueue, Context, Ignore, InvalidArguments, Reject, Retry, Settings
+from aqueue import AQueue, Context, Ignore, InvalidArguments, Reject, Retry, Settings, Snooze, errors
 from aqueue.admission import understand
 from aqueue.broker import Ack, Bury, Delivery, Release
 from aqueue.errors import (
@@ -20,8 +20,8 @@ from aqueue.errors import (
     RetryTask,
     TimeLimitExceeded,
 )
-from aqueue.failures import MaxRetriesExceeded, NotRegistered, Rejected
-from aqueue.outcome import Again, Dead, Done, Failed, GiveBack, Outcome, PutOff, Revoked, Skipped
+from aqueue.failures import GivenUp, MaxRetriesExceeded, NotRegistered, Rejected
+from aqueue.outcome import Again, Dead, Done, Failed, GiveBack, Outcome, PutOff, Revoked, Skipped, Snoozed
 from aqueue.protocol import Message, Record, Request, Unreadable
 from aqueue.results import Documents, RemoteError, Result, StoreOptions
 from aqueue.results.memory import MemoryResults
@@ -144,6 +144,17 @@ def test_a_task_may_refuse_its_message() -> None:
     assert isinstance(dead, Dead)
     assert (dead.reason, dead.detail) == ("rejected", "not mine")
     assert isinstance(dead.error, Rejected)
+
+
+def test_a_task_may_give_itself_up_whatever_its_policy() -> None:
+    dead = outcome_of(errors.Dead("no use"), request_of(), task_with(Retry(attempts=9, on=BaseException)))
+    assert isinstance(dead, Dead)
+    assert (dead.reason, dead.detail) == ("dead_by_task", "no use")
+    assert isinstance(dead.error, GivenUp)
+
+
+def test_a_task_may_say_that_it_is_too_early() -> None:
+    assert outcome_of(Snooze(7), request_of(retries=99), task_with(Retry(attempts=1))) == Snoozed(7)
 
 
 class Steering(ControlFlow):
@@ -533,3 +544,54 @@ def test_a_running_task_knows_what_its_message_says() -> None:
         {"x-trace": "abc"},
     )
     assert isinstance(context.request.message, Message)
+
+
+# --- attempts ------------------------------------------------------------------------------------------------
+
+
+def test_a_snooze_sends_the_same_attempt_again_and_stores_nothing() -> None:
+    verdict = of(Snoozed(60), element(headers={"retries": 2, "own": 1}))
+    assert isinstance(verdict, Ack)
+    assert verdict.record is None
+    (again,) = verdict.publish
+    assert (again.headers["retries"], again.headers["aqueue_snoozes"], again.headers["own"]) == (2, 1, 1)
+    assert again.headers["eta"] == "2030-01-02T03:05:05+00:00"
+    assert again.delay == 60
+    (later,) = of(Snoozed(0), element(headers={"aqueue_snoozes": 99})).publish
+    assert (later.headers["aqueue_snoozes"], later.headers["eta"], later.delay) == (100, None, 0)
+
+
+@pytest.mark.parametrize(("before", "warned"), [(98, False), (99, True), (100, False), (199, False), (999, True)])
+def test_a_task_does_not_snooze_for_ever_unnoticed(before: int, warned: bool, caplog: pytest.LogCaptureFixture) -> None:
+    of(Snoozed(1), element(headers={"aqueue_snoozes": before}))
+    assert ("has put itself off" in caplog.text) is warned
+
+
+def test_a_retry_remembers_the_error_in_message_and_result() -> None:
+    first = of(Again(0, ValueError("one")), element(headers={"retries": 0}))
+    (message,) = first.publish
+    assert [(error["number"], error["type"], error["text"]) for error in message.headers["aqueue_errors"]] == [
+        (1, "ValueError", "one")
+    ]
+    assert message.headers["aqueue_errors"][0]["worker"] == "worker@host"
+    told = message.headers["aqueue_errors"]
+    last = of(Failed(LookupError("two")), element(headers={"retries": 1, "aqueue_errors": told}))
+    assert [(one.number, one.type, one.text) for one in stored(last.record).attempts] == [
+        (1, "ValueError", "one"),
+        (2, "LookupError", "two"),
+    ]
+    good = of(Done(1), element(headers={"retries": 1, "aqueue_errors": told}))
+    assert [one.number for one in stored(good.record).attempts] == [1]
+
+
+def test_what_ends_with_its_first_attempt_has_no_history() -> None:
+    for outcome in (Done(1), Failed(ValueError("x")), Revoked("cancelled")):
+        assert "attempts" not in stored(of(outcome).record).extra
+
+
+@pytest.mark.parametrize("told", ["text", 7, [1], [{"number": "x"}], {}])
+def test_a_history_of_somebody_elses_is_no_obstacle(told: Any) -> None:
+    raw = element(headers={"aqueue_errors": told})
+    assert "attempts" not in stored(of(Done(1), raw).record).extra
+    (again,) = of(Again(0, ValueError("x")), raw).publish
+    assert [error["text"] for error in again.headers["aqueue_errors"]] == ["x"]

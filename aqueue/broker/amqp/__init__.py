@@ -2,7 +2,7 @@
 
 Two connections. One sends, with confirms, on the event loop of whoever sends. The other consumes, on the loop of a
 thread of its own, so that heartbeats go on while a task keeps the main loop busy; an alarm that stops the first
-leaves the second alone.
+leaves the second alone. A worker has a third, in that thread, on which it hears of cancelled tasks.
 
 ============================  =========================================================================
 a claim                       is the channel's: a lost connection gives everything back at once
