@@ -67,36 +67,55 @@ class Following:
         self._every = every
         #: Set while nothing can have been missed, or nobody wants to wait for that any longer.
         self.up_to_date = asyncio.Event()
+        self._patience: asyncio.TimerHandle | None = None
 
     async def run(self) -> NoReturn:
         """Until cancelled."""
-        loop = asyncio.get_running_loop()
-        failures, since = 0, loop.time()
-        while True:
-            try:
-                await self._catch_up()
-                failures = 0
-                await self._listen()
-            except ControlRefused as error:
-                logger.error("working without word of cancelled tasks: %s", error)
-                self.up_to_date.set()
-                await asyncio.sleep(_ASK_AGAIN)
-            except BrokerUnavailable as error:
-                if not failures:
-                    since = loop.time()
-                    self.up_to_date.clear()
-                    logger.info("can't hear of cancelled tasks, trying again: %s", error)
-                failures += 1
-                if loop.time() - since > _PATIENCE and not self.up_to_date.is_set():
-                    logger.error("working without word of cancelled tasks for now: %s", error)
-                    self.up_to_date.set()
-                await asyncio.sleep(pause(failures, first=0.05, longest=_LONGEST_PAUSE))
+        failures = 0
+        self._be_patient()
+        try:
+            while True:
+                try:
+                    await self._catch_up()
+                    failures = 0
+                    await self._listen()
+                except ControlRefused as error:
+                    logger.error("working without word of cancelled tasks: %s", error)
+                    self._go_on()
+                    await asyncio.sleep(_ASK_AGAIN)
+                except BrokerUnavailable as error:
+                    if not failures:
+                        logger.info("can't hear of cancelled tasks, trying again: %s", error)
+                        self._be_patient()
+                    failures += 1
+                    await asyncio.sleep(pause(failures, first=0.05, longest=_LONGEST_PAUSE))
+        finally:
+            self._stop_timer()
+
+    def _be_patient(self) -> None:
+        """Something may have been missed: nothing is claimed for a while."""
+        self._stop_timer()
+        self.up_to_date.clear()
+        self._patience = asyncio.get_running_loop().call_later(_PATIENCE, self._lose_patience)
+
+    def _lose_patience(self) -> None:
+        logger.error("working without word of cancelled tasks for now: none can be had for %g s", _PATIENCE)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        self._stop_timer()
+        self.up_to_date.set()
+
+    def _stop_timer(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
 
     async def _catch_up(self) -> None:
         """Listen first and read second, so that nothing is missed in between."""
         self._obey(await self._control.news(0.0))
         self._obey(await self._control.revoked())
-        self.up_to_date.set()
+        self._go_on()
 
     async def _listen(self) -> NoReturn:
         loop = asyncio.get_running_loop()

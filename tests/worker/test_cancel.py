@@ -360,14 +360,18 @@ async def test_nothing_is_claimed_before_it_is_known_what_is_cancelled(start_wor
         await assert_revoked(result, "early")
 
 
+@pytest.mark.parametrize("how", ["refused", "silent"])
 async def test_a_worker_works_though_it_hears_nothing(
-    start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    how: str, start_worker: StartWorker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("aqueue.control._PATIENCE", 0.3)
     async with AQueue("test", broker=lambda options: Broker(options, lambda *_: None), settings=QUICK) as app:
         control = app.producer().broker.control
         assert isinstance(control, Control)
-        control.fails = 1_000_000
+        if how == "refused":
+            control.fails = 1_000_000
+        else:
+            control.answers.clear()
         stage = Stage(app)
         await start_worker(app)
         assert await (await stage.note.send("runs")).get(15) == "runs"
@@ -375,6 +379,7 @@ async def test_a_worker_works_though_it_hears_nothing(
         waiting = await stage.note.options(countdown=1.5).send("waiting")
         await waiting.cancel("later")
         control.fails = 0
+        control.answers.set()
         await assert_revoked(waiting, "later")
 
 

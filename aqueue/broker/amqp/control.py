@@ -74,15 +74,21 @@ class AmqpControl:
             self._inbox.check()
             if self._ear is None:
                 self._ear = _Ear(self._address, self._options.lease, self)
-            with _BORDER:
-                try:
-                    await self._io.run(self._ear.open())
-                except ChannelClosed as error:
-                    if error.code == _ACCESS_REFUSED:
-                        raise ControlRefused(str(error)) from None
-                    raise
+            await self._open(self._ear)
             self._listening = True
         return await self._inbox.take(wait)
+
+    async def _open(self, ear: "_Ear") -> None:
+        with _BORDER:
+            try:
+                async with asyncio.timeout(self._options.timeout):
+                    await self._io.run(ear.open())
+            except TimeoutError:
+                raise BrokerUnavailable(f"{self._address.shown} did not answer in time") from None
+            except ChannelClosed as error:
+                if error.code == _ACCESS_REFUSED:
+                    raise ControlRefused(str(error)) from None
+                raise
 
     async def close(self) -> None:
         ear, self._ear = self._ear, None
