@@ -365,7 +365,7 @@ class Runs:
             self.exhausted.set()
 
     async def give_up(self) -> None:
-        """At the end of the worker: conclude what ran out of time, or was cancelled, and ran on; the rest stays leased."""
+        """At the worker's end: conclude what ran out of time or was cancelled, and ran on; the rest stays leased."""
         for run in self.active.values():
             run.interrupt()  # ends the wait for a thread
         jobs = [run.job for run in self.active.values() if run.job is not None]

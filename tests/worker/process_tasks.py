@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from aqueue import Context, Reject, Retry, SoftTimeLimitExceeded, current
+from aqueue import Context, Dead, Reject, Retry, Snooze, SoftTimeLimitExceeded, current
 
 
 @dataclass
@@ -192,3 +192,16 @@ def log(ctx: Context) -> None:
     ctx.logger.warning("from the %s", "child")
     logging.getLogger("plain").error("plainly")
     logging.getLogger("plain").debug("too fine")
+
+
+def not_yet(ctx: Context) -> list[Any]:
+    """Put off once, fail once; then what it knows of that."""
+    if not ctx.snoozes:
+        raise Snooze(0.0)
+    if ctx.attempt == 1:
+        raise ConnectionError("first")
+    return [ctx.attempt, ctx.snoozes, [error.text for error in ctx.errors]]
+
+
+def hopeless() -> None:
+    raise Dead("no use")

@@ -4,12 +4,13 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
-from aqueue import AQueue, BrokerUnavailable, Context, InvalidArguments, Reject, Retry, Snooze, TaskRevoked
+from aqueue import AQueue, BrokerUnavailable, Context, InvalidArguments, Reject, Retry, Snooze, SyncTask, TaskRevoked
 from aqueue.admission import task_id_of
 from aqueue.broker import BrokerOptions, Delivery
 from aqueue.broker.memory import MemoryBroker, MemoryServer
@@ -20,6 +21,7 @@ from aqueue.pidbox import Revoked as RevokedIds
 from aqueue.results import RemoteError
 from tests.kit.proxy import Proxy
 from tests.kit.waiting import until
+from tests.worker import process_tasks
 from tests.worker.conftest import QUICK, MakeApp, StartWorker, running
 
 #: Where a revocation is kept for workers that start later.
@@ -162,6 +164,45 @@ async def test_a_running_thread_is_told_and_its_value_does_not_count(
     await assert_revoked(result, "enough")
     assert stage.ended == ["long cancelled"]
     assert stage.begun == ["long"]
+
+
+@ONE_IS_ENOUGH
+@pytest.mark.parametrize("gently", [True, False])
+async def test_a_process_is_told_and_if_it_does_not_hear_killed(
+    make_app: MakeApp, start_worker: StartWorker, tmp_path: Path, gently: bool
+) -> None:
+    note = tmp_path / "note"
+    async with make_app(kill_after=30.0 if gently else 0.2) as app:
+        function = process_tasks.nap if gently else process_tasks.deaf
+        task: SyncTask[..., Any] = app.task(run="process", retry=Retry(attempts=5, backoff=0))(function)
+        async with running(app):
+            result = await task.send(str(note))
+            await until(note.exists, "it runs", 30)
+            assert await result.cancel("enough") == "requested"
+            await assert_revoked(result, "enough")
+            if gently:
+                assert note.read_text() == "cleaned up"
+
+
+@ONE_IS_ENOUGH
+async def test_what_was_cancelled_and_never_ends_is_revoked_when_its_worker_ends(make_app: MakeApp) -> None:
+    app = make_app(kill_after=0.1)
+    ends = threading.Event()
+    began = threading.Event()
+
+    @app.task
+    def deaf_thread() -> None:
+        began.set()
+        ends.wait(30)
+
+    async with app:
+        async with running(app, grace=20.0) as worker:
+            result = await deaf_thread.send()
+            await until(began.is_set, "it runs")
+            await result.cancel("enough")
+            await until(lambda: worker.stuck == 1, "it is stuck")
+        await assert_revoked(result, "enough")
+        ends.set()
 
 
 async def test_without_terminate_what_runs_goes_on(app: AQueue, stage: Stage, start_worker: StartWorker) -> None:

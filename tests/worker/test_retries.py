@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
-from aqueue import AQueue, Context, Dead, Retry, Snooze, TaskFailed
+from aqueue import AQueue, Context, Dead, Retry, Snooze, SyncTask, TaskFailed
 from aqueue.broker import DeadLetter
 from aqueue.outcome import Outcome, Snoozed
 from aqueue.protocol import Message, Unreadable
 from tests.kit.waiting import until
+from tests.worker import process_tasks
 from tests.worker.conftest import StartWorker
 
 
@@ -113,6 +114,18 @@ async def test_dead_buries_at_once_whatever_the_policy(app: AQueue, start_worker
     assert isinstance(letter.message, Message)
     assert [error["text"] for error in letter.message.headers["aqueue_errors"]] == ["first"]
     assert [(one.number, one.text) for one in await result.attempts()] == [(1, "first")]
+
+
+@pytest.mark.parametrize("kind", ["memory"], indirect=True)
+async def test_a_task_in_a_process_says_the_same(app: AQueue, start_worker: StartWorker) -> None:
+    not_yet: SyncTask[[], list[Any]] = app.task(run="process", retry=Retry(attempts=2, backoff=0))(
+        process_tasks.not_yet
+    )
+    hopeless: SyncTask[..., Any] = app.task(run="process", retry=Retry(attempts=5, backoff=0))(process_tasks.hopeless)
+    await start_worker(app)
+    assert await (await not_yet.send()).get(60) == [2, 1, ["first"]]
+    with pytest.raises(TaskFailed, match="GivenUp: no use"):
+        await (await hopeless.send()).get(60)
 
 
 async def test_the_error_of_each_attempt_is_kept(app: AQueue, start_worker: StartWorker) -> None:
