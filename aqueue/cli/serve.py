@@ -17,7 +17,7 @@ from typing import Any, Final
 import aqueue
 from aqueue.cli import logs
 from aqueue.cli.locate import load_app
-from aqueue.errors import AQueueError, ConfigurationError
+from aqueue.errors import AQueueError, BrokerUnavailable, ConfigurationError
 from aqueue.options import check_queue
 from aqueue.supervisor import Options
 from aqueue.task import Kind
@@ -82,13 +82,18 @@ async def _work(app: aqueue.AQueue, queues: list[str], options: Options) -> None
 
 
 class Lifeline:
-    """The socket to the supervisor. When that is gone, the worker stops: nobody works unwatched."""
+    """The socket to the supervisor. When that is gone, the worker stops: nobody works unwatched.
+
+    The supervisor says what the last process held when it died, and how: that is remembered with the messages.
+    """
 
     def __init__(self, descriptor: int, worker: Worker) -> None:
         self._socket = socket.socket(fileno=descriptor)
         self._socket.setblocking(False)
         self._worker = worker
         self._loop = asyncio.get_running_loop()
+        self._heard = b""
+        self._explaining: set[asyncio.Task[None]] = set()
         url, settings = worker.app.servers.broker_url, worker.app.settings
         if url is not None:
             self._say(broker=url.reveal(), lease=settings.lease, timeout=settings.send_timeout)
@@ -106,6 +111,18 @@ class Lifeline:
             self.close()
             logger.error("the supervisor is gone; this worker ends when its tasks have")
             self._worker.stop()
+        *lines, self._heard = (self._heard + data).split(b"\n")
+        for line in lines:
+            told = json.loads(line)
+            explaining = self._loop.create_task(self._explain(told["lost"], told["cause"]))
+            self._explaining.add(explaining)
+            explaining.add_done_callback(self._explaining.discard)
+
+    async def _explain(self, receipts: list[str], cause: str) -> None:
+        try:
+            await self._worker.app.producer().broker.losses.explain(receipts, cause)
+        except BrokerUnavailable as error:
+            logger.warning("nobody will know how %d tasks were lost (%s): %s", len(receipts), cause, error)
 
     def close(self) -> None:
         self._loop.remove_reader(self._socket)

@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 
 from aqueue import AQueue, Settings
+from aqueue.broker import Ack
 from aqueue.url import Url
 from tests.kit.busy import length_for
 from tests.kit.waiting import until
@@ -295,3 +296,20 @@ async def test_a_process_whose_slots_are_all_stuck_is_replaced(spawn: Spawn, cli
     assert "shop.stubborn[" in worker.log
     assert "another process takes over" in worker.log
     assert await (await client.send_task("shop.pid")).get(20) != first
+
+
+async def test_the_next_process_says_how_the_last_one_was_lost(spawn: Spawn, client: AQueue) -> None:
+    worker = spawn().ready()
+    first = worker.worker_pid()
+    await client.send_task("shop.nap", (60.0,))
+    await until((worker.log_file.parent / "ran").exists, "it runs")
+    os.kill(first, signal.SIGKILL)
+    await until(lambda: gone(first), "it is dead")
+    await until(lambda: worker.log.count("is ready") == 2, "the next one is ready", 20)
+    worker.terminate()
+    worker.wait()
+    (delivery,) = await client.producer().broker.fetch(["celery"], 1, 10)
+    (loss,) = delivery.history.losses
+    assert "SIGKILL" in loss.cause
+    assert loss.worker.startswith("worker-0@")
+    await client.producer().broker.settle([(delivery, Ack())])
