@@ -10,7 +10,7 @@ from aqueue.errors import BadMessage, StoreUnavailable, WorkerLostError
 from aqueue.failures import NotRegistered
 from aqueue.outcome import Dead, GiveBack, Outcome, PutOff, Repeated, Revoked
 from aqueue.protocol import MAX_ID_LENGTH, Message, Request, Unreadable, decode, is_name
-from aqueue.results import SUCCESS, ResultStore
+from aqueue.results import REVOKED, SUCCESS, ResultStore
 from aqueue.saferepr import printable
 from aqueue.serialization import Serializer, is_finite_number
 from aqueue.settings import Settings
@@ -128,7 +128,8 @@ async def repeated(request: Request, store: ResultStore) -> Outcome | None:
         return GiveBack(_ASK_AGAIN)
     except BadMessage:  # not written by a worker of ours, and no reason to leave out the work
         return None
-    if stored is None or stored.state != SUCCESS:
+    if stored is None or stored.state not in (SUCCESS, REVOKED):
         return None
-    logger.warning("%s[%s] came back after it had succeeded; it is not run again", request.task, request.id)
+    told = "succeeded" if stored.state == SUCCESS else "been cancelled"
+    logger.warning("%s[%s] came back after it had %s; it is not run again", request.task, request.id, told)
     return Repeated()

@@ -108,6 +108,6 @@ class Guardian:
     def _where(self) -> str:
         task = asyncio.current_task(self._loop)
         name = None if task is None else self._watched.name_of(task)
-        frame = sys._current_frames().get(self._loop_thread)  # noqa: SLF001 - the standard library's own way
+        frame = sys._current_frames().get(self._loop_thread)  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - documented
         who = "something that is no task" if name is None else name
         return who if frame is None else f"{who} at {place(callers(frame))}"

@@ -61,7 +61,7 @@ class Skipped(msgspec.Struct, frozen=True):
 
 
 class Repeated(msgspec.Struct, frozen=True):
-    """Not run: a delivery after the first of a task whose stored result is SUCCESS already. That result stays."""
+    """Not run: a delivery after the first of a task that has succeeded or was cancelled already. That result stays."""
 
 
 class Dead(msgspec.Struct, frozen=True):

@@ -28,6 +28,7 @@ from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final
 
 from aqueue.backoff import pause
@@ -225,7 +226,7 @@ class Supervisor:
         woken.setblocking(False)
         signal.set_wakeup_fd(woken.fileno(), warn_on_full_buffer=False)
         for awaited in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
-            signal.signal(awaited, lambda *_: None)
+            signal.signal(awaited, _noticed)
         for number in range(self.options.workers):
             self._start(number, banner=number == 0)
         with selectors.DefaultSelector() as selector:
@@ -422,6 +423,10 @@ def _modified(folder: str) -> Iterator[tuple[str, float]]:
                 yield entry.path, entry.stat().st_mtime
             except OSError:  # gone meanwhile
                 continue
+
+
+def _noticed(number: int, frame: FrameType | None) -> None:
+    """The number has been written to the waking socket."""
 
 
 def _named(child: Child) -> str:
