@@ -48,6 +48,8 @@ def about(ctx: Context, x: int) -> dict[str, Any]:
         "attempt": ctx.attempt,
         "max_attempts": ctx.max_attempts,
         "deliveries": ctx.deliveries,
+        "has_token": ctx.token is not None,
+        "key": ctx.idempotency_key,
         "headers": ctx.headers,
         "worker": ctx.worker,
         "queue": ctx.queue,

@@ -92,7 +92,7 @@ async def test_many_run_at_once_and_each_once(app: AQueue, start_worker: StartWo
     assert [await result.get(20) for result in results] == list(range(30))
 
 
-async def test_the_context_is_there(app: AQueue, start_worker: StartWorker) -> None:
+async def test_the_context_is_there(app: AQueue, start_worker: StartWorker, kind: str) -> None:
     about = process(app, process_tasks.about, retry=Retry(attempts=4))
     bound = app.task(run="process", bind=True)(process_tasks.bound)
     worker = await start_worker(app, processes=1)
@@ -103,6 +103,8 @@ async def test_the_context_is_there(app: AQueue, start_worker: StartWorker) -> N
         "attempt": 1,
         "max_attempts": 4,
         "deliveries": 1,
+        "has_token": kind != "rabbitmq",
+        "key": result.id,
         "headers": {"tenant": "t1"},
         "worker": worker.name,
         "queue": "celery",
