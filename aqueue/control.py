@@ -85,7 +85,7 @@ class Following:
                     await asyncio.sleep(_ASK_AGAIN)
                 except BrokerUnavailable as error:
                     if not failures:
-                        logger.info("can't hear of cancelled tasks, trying again: %s", error)
+                        logger.warning("the broker is away, there is no word of cancelled tasks: %s", error)
                         self._be_patient()
                     failures += 1
                     await asyncio.sleep(pause(failures, first=0.05, longest=_LONGEST_PAUSE))
