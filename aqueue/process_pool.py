@@ -34,7 +34,6 @@ from aqueue.errors import (
     StoreUnavailable,
     WorkerLostError,
 )
-from aqueue.exits import how_it_ended, oom_kills
 from aqueue.failures import ProcessTaskError, RemoteTraceback
 from aqueue.process_link import (
     Call,
@@ -51,6 +50,7 @@ from aqueue.process_link import (
     Warn,
     pack,
 )
+from aqueue.processes import how_it_ended, oom_kills, resident
 from aqueue.protocol import NOTHING_FOLLOWS
 from aqueue.saferepr import printable
 from aqueue.settings import Settings
@@ -93,7 +93,6 @@ class Child(asyncio.Protocol):
     """One child process, as its worker sees it."""
 
     def __init__(self, process: asyncio.subprocess.Process, lifeline: int) -> None:
-        self._loop = asyncio.get_running_loop()
         self.process = process
         self._lifeline = lifeline
         self._unpacker = Unpacker()
@@ -109,7 +108,7 @@ class Child(asyncio.Protocol):
         #: To be let go after the call that it runs.
         self.worn = False
         #: Ends with the process; its result is the exit code.
-        self.death = self._loop.create_task(self._watch())
+        self.death = asyncio.create_task(self._watch())
 
     # --- the connection ---
 
@@ -135,7 +134,7 @@ class Child(asyncio.Protocol):
             case Ready():
                 self.ready.set()
             case State() if self._context is not None:
-                telling = self._loop.create_task(self._tell(self._context, message))
+                telling = asyncio.create_task(self._tell(self._context, message))
                 self._telling.add(telling)
                 telling.add_done_callback(self._telling.discard)
             case Logged(record=told):
@@ -165,7 +164,7 @@ class Child(asyncio.Protocol):
         """Send a call; the future gets its answer, whatever becomes of the process."""
         self.calls += 1
         self._context = context
-        self._answer = self._loop.create_future()
+        self._answer = asyncio.get_running_loop().create_future()
         if self.death.done():
             self._conclude(Died(self.death.result()))
         self.send(call)
@@ -190,12 +189,12 @@ class Child(asyncio.Protocol):
         """Have the process end by itself, and soon."""
         self.worn = True
         self.send(Exit())
-        self._loop.call_later(_FAREWELL, self.kill)
+        asyncio.get_running_loop().call_later(_FAREWELL, self.kill)
 
     async def _watch(self) -> int:
         """See the process end: by itself, or cut off from us, or killed; returns how."""
-        exiting = self._loop.create_task(self.process.wait())
-        lost = self._loop.create_task(self._disconnected.wait())
+        exiting = asyncio.create_task(self.process.wait())
+        lost = asyncio.create_task(self._disconnected.wait())
         await asyncio.wait([exiting, lost], return_when=asyncio.FIRST_COMPLETED)
         await asyncio.wait([exiting, lost], timeout=_LAST_WORDS)
         self.kill()
@@ -302,10 +301,16 @@ class ProcessPool:
             self._keep(starting.result())
 
     def _keep(self, child: Child) -> None:
-        if child.worn or child.calls >= (self._settings.process_max_tasks or sys.maxsize):
+        if child.worn or self._is_used_up(child):
             child.let_go()
         else:
             self._idle.append(child)
+
+    def _is_used_up(self, child: Child) -> bool:
+        tasks, memory = self._settings.process_max_tasks, self._settings.process_max_memory
+        if tasks is not None and child.calls >= tasks:
+            return True
+        return memory is not None and resident(child.process.pid) > memory
 
     async def _start(self) -> Child:
         ours, theirs = socket.socketpair()

@@ -68,6 +68,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     kill_after: float = 5.0
     #: A child process makes way for a fresh one after so many tasks; None lets it live.
     process_max_tasks: int | None = None
+    #: And when it still takes more memory (bytes, resident) after a task.
+    process_max_memory: int | None = None
     #: A message whose holder was lost this often is buried.
     max_deliveries: int = 5
     #: Rules of ``aqueue doctor``, such as ``AQ503``, that are known to be broken here and not told of.
@@ -80,8 +82,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         if type(priority) is not int or not 0 <= priority <= MAX_PRIORITY:
             raise ConfigurationError(f"default_priority is 0 to {MAX_PRIORITY}, got {priority!r}")
         _check_count("max_deliveries", self.max_deliveries)
-        if self.process_max_tasks is not None:
-            _check_count("process_max_tasks", self.process_max_tasks)
+        for name in ("process_max_tasks", "process_max_memory"):
+            if getattr(self, name) is not None:
+                _check_count(name, getattr(self, name))
         if self.delayed_queue_type not in ("quorum", "classic"):
             raise ConfigurationError(f"delayed_queue_type is quorum or classic, got {self.delayed_queue_type!r}")
         if self.result_serializer == "auth":

@@ -32,7 +32,7 @@ from types import FrameType
 from typing import Any, Final
 
 from aqueue.backoff import pause
-from aqueue.exits import how_it_ended, oom_kills
+from aqueue.processes import how_it_ended, oom_kills, resident
 from aqueue.vitals import Vitals
 
 #: Seconds between two looks at the workers; less where leases are short: so many looks in the time of one.
@@ -160,11 +160,7 @@ class Child:
 
     def memory(self) -> int:
         """Resident bytes; 0 where the system doesn't tell."""
-        try:
-            pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
-        except (OSError, IndexError, ValueError):
-            return 0
-        return pages * os.sysconf("SC_PAGE_SIZE")
+        return resident(self.pid)
 
     def hear(self) -> None:
         """Read what it says of itself: lines of JSON."""

@@ -1,11 +1,12 @@
 """What a worker and its child processes tell each other, cut out of bytes as they come."""
 
+import os
 import random
 
 import pytest
 
-from aqueue.exits import how_it_ended
 from aqueue.process_link import End, Exit, Returned, Told, Unpacker, Warn, pack
+from aqueue.processes import how_it_ended, resident
 
 MESSAGES = [Warn(1, 0.5), End(1, "timeout"), Told(3, ValueError("no")), Returned(b"x" * 70_000), Exit()]
 
@@ -46,3 +47,10 @@ def test_pieces_of_any_size() -> None:
 )
 def test_how_a_process_has_ended(code: int, out_of_memory: bool, text: str) -> None:
     assert how_it_ended(code, out_of_memory) == text
+
+
+def test_the_memory_of_a_process() -> None:
+    before = resident(os.getpid())
+    held = b"x" * 50_000_000
+    assert resident(os.getpid()) - before > 0.9 * len(held)
+    assert resident(2**22 + 1) == 0  # no process has such an identifier

@@ -38,17 +38,24 @@ def test_every_priority_may_be_the_default(priority: int) -> None:
     assert Settings(default_priority=priority).default_priority == priority
 
 
-@pytest.mark.parametrize("name", ["send_timeout", "lease", "timeout"])
+@pytest.mark.parametrize("name", ["send_timeout", "lease", "timeout", "kill_after"])
 @pytest.mark.parametrize("seconds", [0, -1, -0.5])
 def test_times_are_over_nothing(name: str, seconds: float) -> None:
     with pytest.raises(ConfigurationError, match=name):
         Settings(**{name: seconds})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["send_timeout", "lease", "timeout"])
+@pytest.mark.parametrize("name", ["send_timeout", "lease", "timeout", "kill_after"])
 def test_times_are_numbers(name: str) -> None:
     with pytest.raises(ConfigurationError, match=name):
         Settings(**{name: math.nan})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["max_deliveries", "process_max_tasks", "process_max_memory"])
+@pytest.mark.parametrize("count", [0, -1, 2.0, True, "3"])
+def test_counts_are_integers_over_nothing(name: str, count: Any) -> None:
+    with pytest.raises(ConfigurationError, match=f"{name} is an integer, 1 or more"):
+        Settings(**{name: count})
 
 
 def test_settings_do_not_change() -> None:

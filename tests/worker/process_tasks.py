@@ -123,6 +123,14 @@ def eat(mebibytes: int) -> int:
     return len(bytearray(mebibytes * 2**20))
 
 
+kept: list[bytes] = []
+
+
+def leak(mebibytes: int) -> int:
+    kept.append(b"x" * (mebibytes * 2**20))
+    return os.getpid()
+
+
 def nap(file: str, seconds: float = 30.0) -> str:
     path = Path(file)
     path.with_suffix(".pid").write_text(str(os.getpid()))

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from aqueue import AQueue, Context, Retry, Settings, SoftTimeLimitExceeded, TaskFailed, TimeLimitExceeded
+from aqueue import AQueue, Context, Retry, SoftTimeLimitExceeded, TaskFailed, TimeLimitExceeded
 from aqueue.process_pool import ProcessPool
 from aqueue.runners import Runners, ThreadPool
 from aqueue.runs import Runs
@@ -346,8 +346,3 @@ async def test_the_tasks_own_limits_stay_with_the_worker(app: AQueue) -> None:
     await limited.options(timeout=7, soft_timeout=6).send()
     found = await app.producer().broker.fetch(["celery"], 2, 1)
     assert [delivery.message.headers["timelimit"] for delivery in found] == [[None, None], [7, 6]]  # type: ignore[union-attr]
-
-
-def test_kill_after_is_a_number_of_seconds() -> None:
-    with pytest.raises(ValueError, match="kill_after"):
-        Settings(kill_after=0)

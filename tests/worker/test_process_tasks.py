@@ -305,6 +305,16 @@ async def test_children_are_recycled(make_app: MakeApp, start_worker: StartWorke
         await until(lambda: not lives(pids[0]), "the first has ended")
 
 
+async def test_a_child_that_keeps_too_much_memory_is_replaced(make_app: MakeApp, start_worker: StartWorker) -> None:
+    app = make_app(process_max_memory=200 * 2**20)
+    leak = process(app, process_tasks.leak)
+    async with app:
+        await start_worker(app, processes=1)
+        pids = [await (await leak.send(mebibytes)).get(10) for mebibytes in (1, 1, 200, 1)]
+        assert pids[0] == pids[1] == pids[2] != pids[3]
+        await until(lambda: not lives(pids[0]), "the first has ended")
+
+
 async def test_logs_of_a_child_come_out_at_the_worker(
     app: AQueue, start_worker: StartWorker, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,7 +1,17 @@
-"""How a process has ended, in words. Only the standard library is needed here."""
+"""What the system tells of processes. Only the standard library is needed here."""
 
+import os
 import signal
 from pathlib import Path
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory that a process takes now; 0 where the system doesn't tell."""
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def oom_kills() -> int:
