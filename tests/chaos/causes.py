@@ -1,5 +1,6 @@
 """Why a task was begun once more: every extra start has a cause of its kind, or it is a fault of ours."""
 
+import itertools
 from collections import Counter
 
 import msgspec
@@ -23,7 +24,7 @@ def duplicates(story: Story) -> Duplicates:
     """Each start after the first, with the cause of it."""
     found = Duplicates()
     for copy, starts in story.starts.items():
-        for earlier, later in zip(starts, starts[1:], strict=False):
+        for earlier, later in itertools.pairwise(starts):
             cause = cause_of(story, earlier, later)
             if cause is None:
                 found.unexplained.append(f"{copy[0]} attempt {copy[1]}: {earlier.p} began it, then {later.p}")

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from tests.chaos.checker import Verdict
-from tests.chaos.ground import Ground, RabbitGround, RedisGround, SqliteGround
+from tests.chaos.ground import Ground, RabbitGround, RabbitHost, RedisGround, SqliteGround
 from tests.chaos.plan import Plan
 from tests.chaos.run import Run
 from tests.kit.rabbitmq import RabbitServer
@@ -26,6 +26,11 @@ def chaos_rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitSer
     server.stop()
 
 
+@pytest.fixture(scope="session")
+def chaos_host(chaos_rabbit: RabbitServer) -> RabbitHost:
+    return RabbitHost(chaos_rabbit)
+
+
 @pytest.fixture(params=SHARED)
 def kind(request: pytest.FixtureRequest) -> str:
     found: str = request.param
@@ -36,9 +41,9 @@ def kind(request: pytest.FixtureRequest) -> str:
 def ground(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Ground]:
     made: Ground
     if kind == "rabbitmq":
-        made = RabbitGround(tmp_path, request.getfixturevalue("chaos_rabbit"), f"c{uuid4().hex[:8]}")
+        made = RabbitGround(tmp_path, request.getfixturevalue("chaos_host"))
     else:
-        made = {"sqlite": SqliteGround, "redis": RedisGround}[kind](tmp_path)
+        made = SqliteGround(tmp_path) if kind == "sqlite" else RedisGround(tmp_path)
     yield made
     made.close()
 
@@ -49,17 +54,19 @@ MakeRun = Callable[..., Run]
 
 @pytest.fixture
 def make_run(ground: Ground, tmp_path: Path) -> MakeRun:
-    def make(plan: Plan | None = None, **options: Any) -> Run:
+    def make(plan: Plan | None = None, *, patience: float = 20.0, **options: Any) -> Run:
         folder = tmp_path / f"run-{uuid4().hex[:6]}"
         folder.mkdir()
         quick: dict[str, Any] = {"seed": 1, "seconds": 1.0, "lease": 0.5, "workers": 1}
         made = plan or Plan(**{"broker": ground.kind, **quick})
-        return Run(msgspec.structs.replace(made, **options), ground, folder)
+        return Run(msgspec.structs.replace(made, **options), ground, folder, patience)
 
     return make
 
 
 def passed(judged: Verdict) -> Verdict:
     """The verdict of a run that must pass; told whole when it doesn't."""
-    assert judged.word == "pass", "\n".join((judged.line, *(f"{name}: {text}" for name, texts in judged.problems.items() for text in texts)))
+    assert judged.word == "pass", "\n".join(
+        (judged.line, *(f"{name}: {text}" for name, texts in judged.problems.items() for text in texts))
+    )
     return judged

@@ -5,7 +5,8 @@ import threading
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
+from uuid import uuid4
 
 import amqp
 import redis
@@ -35,7 +36,11 @@ class Ground(Protocol):
     def end(self, fault: str, target: str) -> None: ...
 
     def waiting(self) -> int:
-        """Messages that have not come to their end: ready, parked, leased."""
+        """Messages that have not come to their end: ready, parked, leased where that can be told at once."""
+        ...
+
+    def held(self) -> int:
+        """Messages with workers that `waiting` doesn't count."""
         ...
 
     def left(self) -> dict[str, int]:
@@ -74,6 +79,9 @@ class SqliteGround:
             return int(file.execute("SELECT count(*) FROM messages").fetchone()[0])
         return 1
 
+    def held(self) -> int:
+        return 0
+
     def left(self) -> dict[str, int]:
         with closing(sqlite3.connect(self._path, timeout=10.0)) as file:
             damaged = file.execute("PRAGMA integrity_check").fetchone() != ("ok",)
@@ -87,10 +95,10 @@ class _Linked:
     """What servers on the network have in common: proxies, one for workers, one for producers."""
 
     def __init__(self, port: int) -> None:
-        self._proxies = {"workers": Proxy(port), "producers": Proxy(port)}
+        self.proxies = {"workers": Proxy(port), "producers": Proxy(port)}
 
     def begin(self, fault: str, target: str, length: float) -> None:
-        proxy = self._proxies.get(target)
+        proxy = self.proxies.get(target)
         match fault:
             case _ if proxy is None:
                 self.happen(fault, length)
@@ -108,7 +116,7 @@ class _Linked:
                 raise ValueError(fault)
 
     def end(self, fault: str, target: str) -> None:
-        proxy = self._proxies.get(target)
+        proxy = self.proxies.get(target)
         if proxy is None:
             self.undo(fault)
         else:
@@ -122,7 +130,7 @@ class _Linked:
     def undo(self, fault: str) -> None: ...
 
     def close(self) -> None:
-        for proxy in self._proxies.values():
+        for proxy in self.proxies.values():
             proxy.close()
 
 
@@ -136,12 +144,12 @@ class RedisGround(_Linked):
         self.server = RedisServer(folder / "redis", password=CANARY)
         super().__init__(self.server.port)
         self.url = _redis_url(self.server.port)
-        self.workers_url = _redis_url(self._proxies["workers"].port)
-        self.producers_url = _redis_url(self._proxies["producers"].port)
+        self.workers_url = _redis_url(self.proxies["workers"].port)
+        self.producers_url = _redis_url(self.proxies["producers"].port)
         self.results_url = ""
 
     def happen(self, fault: str, length: float) -> None:
-        client = self.server.client()
+        client: Any = self.server.client()
         match fault:
             case "client_kill":
                 client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
@@ -163,7 +171,8 @@ class RedisGround(_Linked):
         client.close()
 
     def _sleep(self, length: float) -> None:
-        with suppress(redis.RedisError), closing(self.server.client()) as client:
+        client: Any = self.server.client()
+        with suppress(redis.RedisError), closing(client):
             client.execute_command("DEBUG", "SLEEP", f"{length:.2f}")
 
     def undo(self, fault: str) -> None:
@@ -180,6 +189,9 @@ class RedisGround(_Linked):
         with closing(self.server.client()) as client:
             lists = [client.llen(name) for name in client.scan_iter(f"{self.queue}*")]
             return sum(map(int, lists)) + int(client.zcard("aqueue:leases")) + int(client.zcard("aqueue:parked"))
+
+    def held(self) -> int:
+        return 0
 
     def left(self) -> dict[str, int]:
         with closing(self.server.client()) as client:
@@ -203,35 +215,43 @@ def _redis_url(port: int) -> str:
     return f"redis://:{CANARY}@127.0.0.1:{port}/0"
 
 
+class RabbitHost:
+    """A virtual host of a RabbitMQ, with a user whose password is a canary."""
+
+    def __init__(self, server: RabbitServer) -> None:
+        self.server = server
+        self.name = f"chaos-{uuid4().hex[:6]}"
+        host, secret, everything = f'<<"{self.name}">>', f'<<"{CANARY}">>', '<<".*">>'
+        server.ctl(
+            "eval",
+            f'rabbit_vhost:add({host}, <<"tests">>), rabbit_auth_backend_internal:add_user({host}, {secret}, '
+            f'<<"tests">>), rabbit_auth_backend_internal:set_permissions({host}, {host}, {everything}, {everything}, '
+            f'{everything}, <<"tests">>).',
+        )
+
+    def url(self, port: int) -> str:
+        return f"amqp://{self.name}:{CANARY}@127.0.0.1:{port}/{self.name}"
+
+
 class RabbitGround(_Linked):
-    """A virtual host of a RabbitMQ, with a user whose password is a canary; results are in a SQLite file."""
+    """A queue of its own in a virtual host; results are in a SQLite file."""
 
     kind = "rabbitmq"
 
-    def __init__(self, folder: Path, server: RabbitServer, name: str) -> None:
-        super().__init__(server.port)
-        self.server = server
-        self.queue = name
-        self._host = name
-        everything = '<<".*">>'
-        server.ctl(
-            "eval",
-            f'rabbit_vhost:add(<<"{name}">>, <<"tests">>), rabbit_auth_backend_internal:add_user(<<"{name}">>, '
-            f'<<"{CANARY}">>, <<"tests">>), rabbit_auth_backend_internal:set_permissions(<<"{name}">>, <<"{name}">>, '
-            f'{everything}, {everything}, {everything}, <<"tests">>).',
-        )
-        self.url = self._url(server.port)
-        self.workers_url = self._url(self._proxies["workers"].port)
-        self.producers_url = self._url(self._proxies["producers"].port)
+    def __init__(self, folder: Path, host: RabbitHost) -> None:
+        super().__init__(host.server.port)
+        self.server = host.server
+        self.queue = f"q-{uuid4().hex[:8]}"
+        self._host = host
+        self.url = host.url(self.server.port)
+        self.workers_url = host.url(self.proxies["workers"].port)
+        self.producers_url = host.url(self.proxies["producers"].port)
         self.results_url = f"sqlite:///{folder / 'results.db'}"
-
-    def _url(self, port: int) -> str:
-        return f"amqp://{self.queue}:{CANARY}@127.0.0.1:{port}/{self._host}"
 
     def happen(self, fault: str, length: float) -> None:
         match fault:
             case "close_connections":
-                self.server.ctl("close_all_connections", "chaos", "-p", self._host)
+                self.server.ctl("close_all_connections", "chaos", "-p", self._host.name)
             case "restart":
                 self.server.kill()
                 self.server.start()
@@ -256,31 +276,30 @@ class RabbitGround(_Linked):
                 super().undo(fault)
 
     def waiting(self) -> int:
-        return sum(count for name, count in self._queues().items() if name != "aqueue.dead")
+        """Those that are ready; what workers hold takes a second to ask for."""
+        return sum(self.left().values())
+
+    def held(self) -> int:
+        counts = self.server.ctl("list_queues", "-p", self._host.name, "--no-table-headers", "name", "messages")
+        rows = [line.split("\t") for line in counts.splitlines() if "\t" in line]
+        return sum(int(number or 0) for name, number in rows if name == self.queue)
 
     def left(self) -> dict[str, int]:
-        return {f"queue {name}": count for name, count in self._queues().items() if name != "aqueue.dead"}
-
-    def _queues(self) -> dict[str, int]:
-        """By queue: messages ready and with workers."""
-        listed = self.server.ctl("list_queues", "-p", self._host, "--no-table-headers", "name", "messages")
-        rows = [line.split("\t") for line in listed.splitlines() if "\t" in line]
-        return {name: int(count or 0) for name, count in rows}
-
-    def seems_empty(self) -> bool:
-        """Whether the queue holds nothing that is ready, asked cheaply."""
         with amqp.Connection(
-            f"127.0.0.1:{self.server.port}", userid=self.queue, password=CANARY, virtual_host=self._host
+            f"127.0.0.1:{self.server.port}", userid=self._host.name, password=CANARY, virtual_host=self._host.name
         ) as connection:
-            return bool(connection.channel().queue_declare(self.queue, passive=True).message_count == 0)
+            ladder = [f"celery_delayed_{level}" for level in range(28)]
+            return {f"queue {name}": _ready(connection, name) for name in (self.queue, *ladder)}
 
-    def close(self) -> None:
-        super().close()
-        self.server.ctl(
-            "eval",
-            f'rabbit_vhost:delete(<<"{self._host}">>, <<"tests">>), '
-            f'rabbit_auth_backend_internal:delete_user(<<"{self.queue}">>, <<"tests">>).',
-        )
+
+def _ready(connection: amqp.Connection, queue: str) -> int:
+    channel = connection.channel()
+    try:
+        return int(channel.queue_declare(queue, passive=True).message_count)
+    except amqp.NotFound:
+        return 0
+    finally:
+        channel.close()
 
 
 #: Makes the ground of a run in a folder.

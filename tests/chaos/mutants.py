@@ -19,13 +19,14 @@ M11, a chord that counts, has to wait for chords.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Collection, Sequence
 from hashlib import sha1
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import msgspec
 
-from aqueue.broker import Ack, Broker, Delivery, Verdict
+from aqueue.broker import Ack, Delivery, Verdict
 from aqueue.broker import sqlite as sqlite_broker
 from aqueue.broker.amqp import AmqpBroker
 from aqueue.broker.redis import claims as redis_claims
@@ -35,7 +36,7 @@ from aqueue.errors import BrokerUnavailable
 from aqueue.protocol import Message
 from tests.chaos.failpoints import Failpoints
 
-Coat = Callable[[Broker], Broker]
+Coat = Callable[[Any], Any]
 
 
 def plant(mutant: str, failpoints: Failpoints) -> Coat:
@@ -43,7 +44,7 @@ def plant(mutant: str, failpoints: Failpoints) -> Coat:
     _reach_inside(failpoints)
     if not mutant:
         return lambda broker: broker
-    planted = _MUTANTS[mutant](failpoints)
+    planted = MUTANTS[mutant](failpoints)
     return planted or (lambda broker: broker)
 
 
@@ -59,11 +60,11 @@ class Around:
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self.inner, name, value)
 
-    async def __aenter__(self) -> "Around":
+    async def __aenter__(self) -> Self:
         await self.inner.__aenter__()
         return self
 
-    async def __aexit__(self, *error: Any) -> None:
+    async def __aexit__(self, *error: object) -> None:
         await self.inner.__aexit__(*error)
 
 
@@ -85,9 +86,20 @@ def rewrite(script: Script, old: str, new: str) -> None:
 # --- failpoints inside of brokers ---------------------------------------------------------------------
 
 
+class _TookBack(logging.Handler):
+    """Redis takes back in one script; what can break is what comes after it, and that is when it tells of it."""
+
+    def __init__(self, failpoints: Failpoints) -> None:
+        super().__init__()
+        self._failpoints = failpoints
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if str(record.msg).startswith("took back"):
+            self._failpoints.hit("reap")
+
+
 def _reach_inside(failpoints: Failpoints) -> None:
     take_back = sqlite_broker._take_back
-    tend = redis_claims.Claims._tend
     send = AmqpBroker._send
 
     def sqlite_reap(connection: Any, now: float, patience: float) -> None:
@@ -96,17 +108,12 @@ def _reach_inside(failpoints: Failpoints) -> None:
         if connection.total_changes > before:
             failpoints.hit("reap")
 
-    async def redis_reap(claims: redis_claims.Claims) -> float:
-        pause = await tend(claims)
-        failpoints.hit("reap")
-        return pause
-
     async def amqp_retry(broker: AmqpBroker, verdicts: Sequence[tuple[Delivery, Verdict]]) -> None:
         await send(broker, verdicts)
         failpoints.hit("retry", sum(isinstance(verdict, Ack) for _, verdict in verdicts))
 
     put_in_place(sqlite_broker, "_take_back", sqlite_reap)
-    put_in_place(redis_claims.Claims, "_tend", redis_reap)
+    logging.getLogger("aqueue.broker").addHandler(_TookBack(failpoints))
     put_in_place(AmqpBroker, "_send", amqp_retry)
 
 
@@ -167,8 +174,7 @@ def _m6(failpoints: Failpoints) -> Coat:
                 if isinstance(verdict, Ack) and verdict.publish:
                     await self.inner.publish(verdict.publish)
                     failpoints.hit("retry")
-                    verdict = Ack(record=verdict.record)
-                bare.append((delivery, verdict))
+                bare.append((delivery, Ack(record=verdict.record) if isinstance(verdict, Ack) else verdict))
             refused: Sequence[Delivery] = await self.inner.settle(bare)
             return refused
 
@@ -245,6 +251,6 @@ def _m10(_: Failpoints) -> None:
     put_in_place(RedisLink, "_submit", forgetful)
 
 
-_MUTANTS: Final[dict[str, Callable[[Failpoints], Coat | None]]] = {
+MUTANTS: Final[dict[str, Callable[[Failpoints], Coat | None]]] = {
     "M1": _m1, "M2": _m2, "M3": _m3, "M4": _m4, "M5": _m5, "M6": _m6, "M7": _m7, "M8": _m8, "M9": _m9, "M10": _m10,
 }  # fmt: skip

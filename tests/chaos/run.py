@@ -149,8 +149,10 @@ class Crew:
 class Run:
     """See the module's text."""
 
-    def __init__(self, plan: Plan, ground: Ground, folder: Path) -> None:
+    def __init__(self, plan: Plan, ground: Ground, folder: Path, patience: float = DRAIN) -> None:
         self.plan = plan
+        #: Seconds to wait for what waits to be done.
+        self.patience = patience
         self.ground = ground
         self.folder = folder
         self.record = Recorder(folder, "nemesis")
@@ -171,6 +173,13 @@ class Run:
         """All of it; the verdict is saved beside the histories."""
         try:
             self._load(mix)
+            return self.finish()
+        finally:
+            self.crew.end()
+
+    def finish(self) -> Verdict:
+        """Heal, drain, judge."""
+        try:
             self._heal()
             self._drain()
         finally:
@@ -228,20 +237,23 @@ class Run:
 
     def _drain(self) -> None:
         """Until everything confirmed has come out and nothing waits; or, with something missing, nothing waits."""
-        deadline = monotonic() + DRAIN
+        deadline = monotonic() + self.patience
         empty_since = 0.0
         while monotonic() < deadline:
             for place in self.crew.reap():
                 if place[0] == "w":
                     self.crew.spawn_worker(place)
-            if self.ground.waiting() == 0 and "p0" not in self.crew.running:
-                empty_since = empty_since or monotonic()
-                if not self._missing() or monotonic() - empty_since > 2 * self.plan.lease + 1.0:
-                    self.record("DRAINED")
-                    return
-            else:
+            if self.ground.waiting() or "p0" in self.crew.running:
                 empty_since = 0.0
+            elif not empty_since:  # a look again: what moves from one queue to another is in none meanwhile
+                empty_since = monotonic()
+            elif not self._missing() or (self._was_long_ago(empty_since) and not self.ground.held()):
+                self.record("DRAINED")
+                return
             time.sleep(0.1)
+
+    def _was_long_ago(self, moment: float) -> bool:
+        return monotonic() - moment > 2 * self.plan.lease + 1.0
 
     def _missing(self) -> bool:
         """Whether something confirmed has not come out yet, or a settle has no answer."""

@@ -143,7 +143,9 @@ def test_a_fault_of_the_link_is_a_cause_where_it_outlasts_the_lease(
     fault: str, length: float, is_a_cause: bool
 ) -> None:
     story = Story().sent().begun("w0.0", "1:q").fault(fault, "workers", length).wait(1.0)
-    story.begun("w1.0", "2:q").over("w1.0", "2:q").settled("w1.0", "2:q").over("w0.0", "1:q").settled("w0.0", "1:q", False)
+    story.begun("w1.0", "2:q").over("w1.0", "2:q").settled("w1.0", "2:q").over("w0.0", "1:q").settled(
+        "w0.0", "1:q", False
+    )
     assert ("unexplained duplicate" in story.drained().problems) is not is_a_cause
 
 
@@ -240,7 +242,12 @@ def test_what_is_left_on_the_server_is_a_leak() -> None:
 
 def test_noise_and_secrets_in_logs() -> None:
     assert not list(hygiene({"w0.0": "the broker is away, waiting for it"}, ("secret",)))
-    for text in ("x redis://:secret@h", "Traceback (most recent call last):", "Task was destroyed but", "never awaited"):
+    for text in (
+        "x redis://:secret@h",
+        "Traceback (most recent call last):",
+        "Task was destroyed but",
+        "never awaited",
+    ):
         assert list(hygiene({"w0.0": text}, ("secret",))), text
 
 

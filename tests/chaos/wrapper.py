@@ -28,23 +28,14 @@ class RecordingBroker:
     """See the module's text; a `aqueue.broker.Broker`."""
 
     def __init__(self, inner: Broker, record: Recorder, failpoints: Failpoints) -> None:
+        self.pushes = inner.pushes
+        self.sends_at_once = inner.sends_at_once
+        self.lease = inner.lease
         self._inner = inner
         self._record = record
         self._failpoints = failpoints
         #: Claims that were not begun, by the identity of their messages.
         self._claimed: dict[int, tuple[object, str]] = {}
-
-    @property
-    def pushes(self) -> bool:
-        return self._inner.pushes
-
-    @property
-    def sends_at_once(self) -> int:
-        return self._inner.sends_at_once
-
-    @property
-    def lease(self) -> float:
-        return self._inner.lease
 
     @property
     def holder(self) -> str:
@@ -144,15 +135,12 @@ class RecordingStore:
     """See the module's text; a `aqueue.results.ResultStore`."""
 
     def __init__(self, inner: ResultStore, failpoints: Failpoints) -> None:
+        self.reply_to = inner.reply_to
         self._inner = inner
         self._failpoints = failpoints
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
-
-    @property
-    def reply_to(self) -> str:
-        return self._inner.reply_to
 
     async def __aenter__(self) -> Self:
         await self._inner.__aenter__()
