@@ -51,8 +51,8 @@ def _claimed(story: Story, start: Event) -> float:
 
 
 def _of_its_process(story: Story, earlier: Event, until: float, since: float) -> str | None:
-    gone = story.gone.get(earlier.p)
-    if gone is not None and earlier.t <= gone.t <= until and gone.n != 0:
+    died = story.died(earlier.p)
+    if died is not None and died <= until and story.gone[earlier.p].n != 0:
         return "killed"
     if story.frozen(earlier.p, since, until) >= story.setting.lease / 2:
         return "frozen"

@@ -211,9 +211,9 @@ def limit(story: Story) -> Iterator[str]:
     """Begun more often than a message may be lost, or buried as lost too often though it was not."""
     most = story.setting.max_deliveries
     for copy, starts in story.starts.items():
-        died = [start for start in starts if start.p in story.gone and story.ended(start) == story.gone[start.p].t]
-        if len(died) > most:
-            yield f"{copy[0]} attempt {copy[1]}: {len(died)} workers died of it, {most} may"
+        fatal = [start for start in starts if story.ended(start) == story.died(start.p)]
+        if len(fatal) > most:
+            yield f"{copy[0]} attempt {copy[1]}: {len(fatal)} workers died while they ran it, {most} may"
     for event in story.of("DEAD"):
         claims = [claim for copy, group in story.claims.items() if copy[0] == event.id for claim in group]
         if event.kind == "delivery_limit" and len(claims) <= most:
@@ -243,9 +243,9 @@ def recoveries(story: Story) -> Iterator[tuple[float, Event]]:
     """Seconds from a worker's death to the next claim of what it held, and that claim."""
     for claims in story.claims.values():
         for older, newer in itertools.pairwise(claims):
-            gone = story.gone.get(older.p)
-            if gone is not None and older.t <= gone.t <= newer.t and not story.told(older.token, "SETTLE"):
-                yield newer.t - gone.t, newer
+            died = story.died(older.p)
+            if died is not None and died <= newer.t and not story.told(older.token, "SETTLE"):
+                yield newer.t - died, newer
 
 
 def liveness(story: Story) -> Iterator[str]:

@@ -249,7 +249,14 @@ class Run:
                 empty_since = monotonic()
             elif not self._missing() or (self._was_long_ago(empty_since) and not self.ground.held()):
                 self.record("DRAINED")
+                self._wait_for_the_tidying()
                 return
+            time.sleep(0.1)
+
+    def _wait_for_the_tidying(self) -> None:
+        """What workers clear away from time to time."""
+        deadline = monotonic() + 2 * self.plan.lease + 1.0
+        while any(self.ground.left().values()) and monotonic() < deadline:
             time.sleep(0.1)
 
     def _was_long_ago(self, moment: float) -> bool:

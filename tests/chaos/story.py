@@ -72,6 +72,7 @@ class Story:
         self.by_token = _grouped((event for event in self.events if event.token), lambda event: event.token)
         self.by_id = _grouped((event for event in self.events if event.id), lambda event: event.id)
         self.gone = {event.target: event for event in self.of("EXIT")}
+        self._last = {event.p: event.t for event in self.events}
         self.windows = _windows(self.events, self.ends)
 
     def of(self, *names: str) -> list[Event]:
@@ -88,6 +89,10 @@ class Story:
     def attempts(self, id: str) -> int:
         """How often a task is tried."""
         return self.setting.attempts.get(id.partition("-")[0], 1)
+
+    def died(self, process: str) -> float | None:
+        """When a process ended: at its last word, as its end is noticed later. None while it lives."""
+        return self._last.get(process) if process in self.gone else None
 
     def frozen(self, process: str, begin: float, end: float) -> float:
         """Seconds in which a process stood still."""
@@ -108,8 +113,8 @@ class Story:
         for event in self.by_token.get(start.token, ()) or self.by_id[start.id]:
             if event.t >= start.t and event.p == start.p and event.copy == start.copy and event.e in _OVER:
                 return event.t
-        gone = self.gone.get(start.p)
-        return gone.t if gone is not None and gone.t >= start.t else self.ends
+        died = self.died(start.p)
+        return self.ends if died is None else died
 
 
 _OVER: Final = ("END", "RAISE", "CANCEL")
