@@ -206,7 +206,7 @@ class Run:
                     self.crew.spawn_worker(place)
                 elif now < self.plan.seconds - 1.0:
                     self.crew.spawn_producer(place, self.plan.seconds - now, mix)
-            if not steps and not self._ending and "p0" not in self.crew.running:
+            if not steps and "p0" not in self.crew.running:
                 return
             time.sleep(0.02)
 

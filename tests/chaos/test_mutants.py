@@ -34,7 +34,7 @@ SCHEDULES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     "M6": ("flaky", {"failpoints": [["retry:kill9@1"]]}, {"unexplained duplicate"}),
     "M7": ("later", {"failpoints": [["reap:kill9@1"]], "seconds": 0.5}, {"lost"}),
     "M8": ("poison", {"max_deliveries": 1, "seconds": 0.2, "rate": 5.0}, {"limit"}),
-    "M9": ("quick", {"steps": [Step(0.0, "refuse", "producers", 2.0)], "seconds": 0.5}, {"lost"}),
+    "M9": ("quick", {"steps": [Step(0.0, "refuse", "producers", 60.0)], "seconds": 0.5}, {"lost"}),
 }
 
 on_redis = pytest.mark.parametrize("kind", ["redis"], indirect=True)

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from aqueue.broker import Ack, Broker, Bury, Delivery, Inspection, Release, Verdict
+from aqueue.broker import Ack, Broker, Bury, Delivery, Inspection, Presence, Release, Verdict
 from aqueue.errors import BrokerUnavailable
 from aqueue.protocol import Message, Record
 from aqueue.results import Result, ResultStore
@@ -49,10 +49,6 @@ class RecordingBroker:
     def inspection(self) -> Inspection:
         return self._inner.inspection
 
-    def __getattr__(self, name: str) -> Any:
-        """What a broker offers beyond the verbs."""
-        return getattr(self._inner, name)
-
     async def __aenter__(self) -> Self:
         await self._inner.__aenter__()
         return self
@@ -67,6 +63,15 @@ class RecordingBroker:
 
     def keeps(self, place: object) -> bool:
         return self._inner.keeps(place)
+
+    def present(self, presence: Presence, seconds: float) -> None:
+        self._inner.present(presence, seconds)
+
+    async def waiting(self, queues: Sequence[str]) -> int:
+        return await self._inner.waiting(queues)
+
+    def reconnect(self) -> None:
+        self._inner.reconnect()
 
     def begun(self, message: Message) -> str:
         """The token of the claim that brought this message."""
