@@ -1,5 +1,5 @@
-# demo, test, check, bench: each prepares what it needs. See CONTRIBUTING.md.
-.PHONY: demo test check bench format clean
+# demo, test, check, bench, chaos, soak: each prepares what it needs. See CONTRIBUTING.md.
+.PHONY: demo test check bench chaos soak format clean
 
 BIN := .venv/bin
 
@@ -23,10 +23,18 @@ bench:
 	@scripts/setup bench
 	$(BIN)/python -m benchmarks $(ARGS)
 
+chaos:
+	@scripts/setup test
+	$(BIN)/python -m tests.chaos $(ARGS)
+
+soak:
+	@scripts/setup test
+	$(BIN)/python -m tests.chaos.soak $(ARGS)
+
 format:
 	@scripts/setup check
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .bench build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .demo
+	rm -rf .venv .bench .chaos build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .demo

@@ -67,7 +67,7 @@ def verdict(events: list[Event], logs: Mapping[str, str] | None = None, secrets:
         "stale_refused": sum(event.ok is False for event in story.of("SETTLE")),
         "settled_twice": len(problems.get("settled twice", ())),
         "dead": len(story.of("DEAD")),
-        "faults": len(story.windows) + sum(event.n < 0 for event in story.gone.values()),
+        "faults": len(story.windows) + sum(event.n == -9 for event in story.gone.values()),
         "p99_recovery": _percentile(sorted(seconds for seconds, _ in recoveries(story)), 0.99),
     }
     return Verdict(word, {name: texts[:_TOLD] for name, texts in problems.items()}, counts, dict(found.by_cause))

@@ -28,6 +28,7 @@ from tests.chaos.checker import Verdict, confirmed, verdict
 from tests.chaos.config import ProducerConfig, WorkerConfig
 from tests.chaos.ground import CANARY, Ground
 from tests.chaos.history import Recorder, monotonic, read
+from tests.chaos.peers import Peer
 from tests.chaos.plan import WORKER_FAULTS, Plan, Step
 from tests.chaos.story import Setting, Story
 from tests.chaos.tasks import ATTEMPTS, MIX
@@ -36,6 +37,8 @@ from tests.kit.servers import Process
 ROOT: Final = Path(__file__).parent.parent.parent
 #: Seconds that a run may take to drain, beyond its load; then it is undetermined.
 DRAIN: Final = 40.0
+#: Seconds without a start after which nothing is left to come from a peer; several times what it gives up a worker by.
+QUIET: Final = 30.0
 #: Seconds that a process may take to end when asked to.
 _FAREWELL: Final = 15.0
 
@@ -43,8 +46,9 @@ _FAREWELL: Final = 15.0
 class Crew:
     """The processes of a run: workers and producers, each with a successor when it is killed."""
 
-    def __init__(self, plan: Plan, ground: Ground, folder: Path, record: Recorder) -> None:
+    def __init__(self, plan: Plan, ground: Ground, folder: Path, record: Recorder, peer: Peer | None) -> None:
         self._plan = plan
+        self._peer = peer
         self._ground = ground
         self._folder = folder
         self._record = record
@@ -72,7 +76,7 @@ class Crew:
             failpoints=mine[number : number + 1],
             mutant=plan.mutant,
         )
-        self._spawn(place, "tests.chaos.worker", config)
+        self._spawn(place, "worker", config)
 
     def spawn_producer(self, place: str, seconds: float, mix: dict[str, float] | None = None) -> None:
         plan = self._plan
@@ -92,12 +96,15 @@ class Crew:
             failpoints=plan.producer_failpoints[number : number + 1],
             mutant=plan.mutant,
         )
-        self._spawn(place, "tests.chaos.producer", config)
+        self._spawn(place, "producer", config)
 
-    def _spawn(self, place: str, module: str, config: WorkerConfig | ProducerConfig) -> None:
+    def _spawn(self, place: str, duty: str, config: WorkerConfig | ProducerConfig) -> None:
         self._count[place] = self._count.get(place, 0) + 1
+        command = [sys.executable, "-m", f"tests.chaos.{duty}"]
+        if self._peer is not None:
+            command = [self._peer.python, "-m", self._peer.module, "work" if duty == "worker" else "produce"]
         with (self._folder / f"{config.name}.log").open("wb") as log:
-            command = [sys.executable, "-m", module, msgspec.json.encode(config).decode()]
+            command.append(msgspec.json.encode(config).decode())
             self.running[place] = Process(command, cwd=ROOT, stdout=log, stderr=log)
 
     def reap(self) -> list[str]:
@@ -149,14 +156,17 @@ class Crew:
 class Run:
     """See the module's text."""
 
-    def __init__(self, plan: Plan, ground: Ground, folder: Path, patience: float = DRAIN) -> None:
+    def __init__(
+        self, plan: Plan, ground: Ground, folder: Path, patience: float = DRAIN, peer: Peer | None = None
+    ) -> None:
         self.plan = plan
+        self._peer = peer
         #: Seconds to wait for what waits to be done.
         self.patience = patience
         self.ground = ground
         self.folder = folder
         self.record = Recorder(folder, "nemesis")
-        self.crew = Crew(plan, ground, folder, self.record)
+        self.crew = Crew(plan, ground, folder, self.record, peer)
         plan.save(folder / "plan.json")
         setting = Setting(
             broker=plan.broker,
@@ -164,6 +174,7 @@ class Run:
             max_deliveries=plan.max_deliveries,
             attempts=ATTEMPTS,
             dedupes=plan.broker != "rabbitmq",
+            sees_claims=peer is None,
         )
         self.record("RUN", value=msgspec.to_builtins(setting))
         #: Faults to end: when, and which.
@@ -181,10 +192,14 @@ class Run:
         """Heal, drain, judge."""
         try:
             self._heal()
-            self._drain()
+            if self._peer is None:
+                self._drain()
+            else:
+                self._wait_for_quiet()
         finally:
             self.crew.end()
-        self._tell_what_is_left()
+        if self._peer is None:
+            self._tell_what_is_left()
         found = verdict(read(self.folder), self.crew.logs(), (CANARY,))
         (self.folder / "verdict.json").write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1))
         return found
@@ -252,6 +267,22 @@ class Run:
                 self._wait_for_the_tidying()
                 return
             time.sleep(0.1)
+
+    def _wait_for_quiet(self) -> None:
+        """A peer keeps messages where we don't look: it has drained when nothing has happened for long."""
+        seen, since = 0, monotonic()
+        while monotonic() - since < QUIET:
+            for place in self.crew.reap():
+                if place[0] == "w":
+                    self.crew.spawn_worker(place)
+            story = Story(read(self.folder))
+            begun = len(story.of("START"))
+            if begun != seen or "p0" in self.crew.running:
+                seen, since = begun, monotonic()
+            if "p0" not in self.crew.running and confirmed(story) <= {event.id for event in story.of("END")}:
+                break
+            time.sleep(0.5)
+        self.record("DRAINED")
 
     def _wait_for_the_tidying(self) -> None:
         """What workers clear away from time to time."""
