@@ -5,12 +5,10 @@ Which fault of the matrix is held by which test stands in `docs/guarantees.md`.
 
 import asyncio
 import os
-import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +22,6 @@ from tests.chaos.ground import CANARY, Ground, RabbitGround, RedisGround
 from tests.chaos.history import Event, read
 from tests.chaos.run import Run
 from tests.kit.servers import wait_for
-from tests.kit.workers import WorkerProcess
 
 #: Seconds, for what takes a start of a process, or a lease and half of it.
 PATIENCE = 20.0
@@ -208,20 +205,6 @@ def test_a_worker_frozen_while_it_waits_takes_nothing_along(directed: MakeDirect
     schedule.run.crew.reap()
     events = schedule.workers("w1").judged()
     assert {id for id, _ in count(events, "END")} == {first, *ids}
-
-
-# --- signals ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("delay", [0.02, 0.2, 0.4])
-def test_a_worker_terminated_while_it_starts(tmp_path: Path, delay: float) -> None:
-    """F16: it ends at once and without noise; the other signals stand in `worker/test_process.py`."""
-    (tmp_path / "shop.py").write_text("from aqueue import AQueue\napp = AQueue('shop', broker='sqlite:///shop.db')\n")
-    worker = WorkerProcess(tmp_path, "shop:app")
-    time.sleep(delay)
-    worker.terminate()
-    assert worker.wait(PATIENCE) in (0, -15)
-    assert "Traceback" not in worker.log
 
 
 # --- the server and the link --------------------------------------------------------------------------
