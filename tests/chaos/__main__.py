@@ -90,6 +90,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--first", type=int, default=1, help="the first seed")
     parser.add_argument("--seconds", type=float, default=60.0, help="of load in each run")
     parser.add_argument("--brokers", default=",".join(SHARED))
+    parser.add_argument("--supervised-seeds", type=int, default=5, help="runs of `aqueue worker` on each broker")
     parser.add_argument("--peers", default=",".join(PEERS), help="baselines on Redis; '' for none")
     parser.add_argument("--peer-seeds", type=int, default=5)
     parser.add_argument("--fast", action="store_true", help="without the faults that take RabbitMQ long")
@@ -130,6 +131,8 @@ def _all(runs: Runs, chosen: argparse.Namespace) -> int:
         quiet.verdicts.append(runs.go(make_plan(broker, 0, seconds=min(chosen.seconds, 20.0), faults=False, lease=2.0)))
         for seed in seeds:
             broken.verdicts.append(runs.go(make_plan(broker, seed, seconds=chosen.seconds, slow=not chosen.fast)))
+        if chosen.supervised_seeds:
+            rows.append(_supervised(runs, broker, chosen))
     ours = [row for row in rows if not row.is_peer]
     rows += _baselines(runs, chosen)
     found = "not planted" if chosen.no_mutants else _mutants()
@@ -143,6 +146,15 @@ def _all(runs: Runs, chosen: argparse.Namespace) -> int:
         write(GUARANTEES, text)
     well = all(judged.word == "pass" for row in ours for judged in row.verdicts)
     return int(not well or found.startswith("NOT"))
+
+
+def _supervised(runs: Runs, broker: str, chosen: argparse.Namespace) -> Row:
+    """As people start it; of claims and settles nothing is known here."""
+    row = Row("aqueue worker", broker)
+    for seed in range(chosen.first, chosen.first + chosen.supervised_seeds):
+        plan = make_plan(broker, seed, seconds=chosen.seconds, slow=not chosen.fast)
+        row.verdicts.append(runs.go(msgspec.structs.replace(plan, supervised=True)))
+    return row
 
 
 def _baselines(runs: Runs, chosen: argparse.Namespace) -> list[Row]:

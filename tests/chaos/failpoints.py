@@ -82,8 +82,10 @@ class Failpoints:
                 _freeze(point.length)
                 self._record("FAULT", kind="stop", target=process, phase="end")
             case "exit":
+                self._record("EXIT", target=process, n=3)
                 os._exit(3)
             case _:
+                self._record("EXIT", target=process, n=-9)
                 os.kill(os.getpid(), signal.SIGKILL)
 
 

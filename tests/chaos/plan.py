@@ -65,6 +65,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int = 8
     max_deliveries: int = 50
     mutant: str = ""
+    #: Workers are what ``aqueue worker`` starts: a supervisor, which is left alone, and its process, which is not.
+    supervised: bool = False
     #: Send again what was not answered.
     repeats: bool = False
     steps: list[Step] = msgspec.field(default_factory=list[Step])

@@ -12,10 +12,12 @@ Everything is ended by its own id, and at the end none of it is left.
 
 import asyncio
 import heapq
+import os
 import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +35,7 @@ from tests.chaos.plan import WORKER_FAULTS, Plan, Step
 from tests.chaos.story import Setting, Story
 from tests.chaos.tasks import ATTEMPTS, MIX
 from tests.kit.servers import Process
+from tests.kit.workers import AQUEUE
 
 ROOT: Final = Path(__file__).parent.parent.parent
 #: Seconds that a run may take to drain, beyond its load; then it is undetermined.
@@ -55,7 +58,8 @@ class Crew:
         #: By place (``w0``, ``p0``): the process that is there now.
         self.running: dict[str, Process] = {}
         self._count: dict[str, int] = {}
-        self._frozen: set[str] = set()
+        #: By place: who stands still, and its process id.
+        self._frozen: dict[str, tuple[str, int]] = {}
 
     def name(self, place: str) -> str:
         return f"{place}.{self._count[place] - 1}"
@@ -100,41 +104,61 @@ class Crew:
 
     def _spawn(self, place: str, duty: str, config: WorkerConfig | ProducerConfig) -> None:
         self._count[place] = self._count.get(place, 0) + 1
-        command = [sys.executable, "-m", f"tests.chaos.{duty}"]
+        text = msgspec.json.encode(config).decode()
+        command = [sys.executable, "-m", f"tests.chaos.{duty}", text]
         if self._peer is not None:
-            command = [self._peer.python, "-m", self._peer.module, "work" if duty == "worker" else "produce"]
+            command = [self._peer.python, "-m", self._peer.module, "work" if duty == "worker" else "produce", text]
+        elif self._plan.supervised and duty == "worker":
+            command = [AQUEUE, "worker", "tests.chaos.app:app", "-n", config.name, "-c", str(self._plan.concurrency)]
+        env = {**os.environ, "CHAOS_WORKER": text}
         with (self._folder / f"{config.name}.log").open("wb") as log:
-            command.append(msgspec.json.encode(config).decode())
-            self.running[place] = Process(command, cwd=ROOT, stdout=log, stderr=log)
+            self.running[place] = Process(command, cwd=ROOT, stdout=log, stderr=log, env=env)
 
     def reap(self) -> list[str]:
         """Places whose process has ended; written down, once each."""
         ended = [place for place, process in self.running.items() if process.child.poll() is not None]
         for place in ended:
             process = self.running.pop(place)
-            self._frozen.discard(place)
+            self._frozen.pop(place, None)
             self._record("EXIT", target=self.name(place), n=process.child.returncode)
         return ended
 
     def kill(self, place: str) -> None:
-        if place in self.running:
+        child = self._child(place)
+        if child is not None:
+            self._record("EXIT", target=child[0], n=-9)
+            os.kill(child[1], signal.SIGKILL)
+        elif place in self.running and not self._plan.supervised:
             self.running[place].kill()
+
+    def _child(self, place: str) -> tuple[str, int] | None:
+        """The worker process below a supervisor: its name in histories, and its id."""
+        if not self._plan.supervised or place not in self.running:
+            return None
+        parent = self.running[place].child.pid
+        for pid in map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split()):
+            name = f"{self.name(place)}-{pid}"
+            if (self._folder / f"{name}.jsonl").exists():
+                return name, pid
+        return None
 
     def terminate(self, place: str) -> None:
         if place in self.running:
             self.running[place].signal(signal.SIGTERM)
 
     def freeze(self, place: str) -> None:
-        if place in self.running:
-            self._record("FAULT", kind="stop", target=self.name(place), phase="begin")
-            self.running[place].signal(signal.SIGSTOP)
-            self._frozen.add(place)
+        if place in self.running and place not in self._frozen:
+            name, pid = self._child(place) or (self.name(place), self.running[place].child.pid)
+            self._record("FAULT", kind="stop", target=name, phase="begin")
+            os.kill(pid, signal.SIGSTOP)
+            self._frozen[place] = (name, pid)
 
     def thaw(self, place: str) -> None:
-        if place in self._frozen and place in self.running:
-            self._frozen.discard(place)
-            self.running[place].signal(signal.SIGCONT)
-            self._record("FAULT", kind="stop", target=self.name(place), phase="end")
+        name, pid = self._frozen.pop(place, ("", 0))
+        if place in self.running and name:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+            self._record("FAULT", kind="stop", target=name, phase="end")
 
     def end(self) -> None:
         """Ask all that is left to end, and make it."""
@@ -174,7 +198,8 @@ class Run:
             max_deliveries=plan.max_deliveries,
             attempts=ATTEMPTS,
             dedupes=plan.broker != "rabbitmq",
-            sees_claims=peer is None,
+            sees_claims=peer is None and not plan.supervised,
+            supervised=plan.supervised,
         )
         self.record("RUN", value=msgspec.to_builtins(setting))
         #: Faults to end: when, and which.

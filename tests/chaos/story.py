@@ -31,6 +31,8 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     dedupes: bool = True
     #: Whether the workers tell of claims and settles, or only of starts and ends.
     sees_claims: bool = True
+    #: Whether somebody else renews the leases of a worker that stands still.
+    supervised: bool = False
     #: Seconds that a busy machine may add to anything.
     slack: float = 5.0
 
@@ -67,7 +69,10 @@ class Story:
             raise ValueError(f"a history has one RUN event, this one {len(runs)}")
         self.setting = msgspec.convert(runs[0].value, Setting)
         self.ends = self.events[-1].t
+        #: In the order in which the broker gave them out; a process may hear of its claim late.
         self.claims = _grouped(self.of("CLAIM"), lambda event: event.copy)
+        if self.setting.fenced:
+            self.claims = {copy: sorted(group, key=_token_order) for copy, group in self.claims.items()}
         self.starts = _grouped(self.of("START"), lambda event: event.copy)
         self.by_token = _grouped((event for event in self.events if event.token), lambda event: event.token)
         self.by_id = _grouped((event for event in self.events if event.id), lambda event: event.id)
@@ -115,6 +120,11 @@ class Story:
                 return event.t
         died = self.died(start.p)
         return self.ends if died is None else died
+
+
+def _token_order(claim: Event) -> tuple[int, ...]:
+    """Tokens begin with numbers: that of the claim, or that of the message and its claim."""
+    return tuple(int(part) for part in claim.token.split(":")[:2] if part.isdigit())
 
 
 _OVER: Final = ("END", "RAISE", "CANCEL")

@@ -130,6 +130,32 @@ def test_a_second_start_needs_a_cause() -> None:
     assert judged.counts["p99_recovery"] == pytest.approx(2.0, abs=0.1)
 
 
+def test_the_death_of_a_worker_that_had_settled_is_no_cause() -> None:
+    story = well().killed("w0.0").wait(2.0).begun("w1.0", "2:q").over("w1.0", "2:q").settled("w1.0", "2:q")
+    assert found(story.drained()) == {"unexplained duplicate", "settled twice"}
+
+
+def test_on_rabbitmq_what_a_dead_worker_had_moved_may_be_there_twice() -> None:
+    story = Story(broker="rabbitmq").sent().killed("w1.0").add("w1.0", "SPAWN")
+    story.begun("w0.0", "a.1").over("w0.0", "a.1").settled("w0.0", "a.1")
+    story.begun("w2.0", "b.1").over("w2.0", "b.1").settled("w2.0", "b.1")
+    assert story.drained().causes == {"moved twice": 1}
+
+
+def test_a_claim_that_is_heard_of_late_is_the_older_one() -> None:
+    """Its reply was on its way while its process stood still, and another ran the task meanwhile."""
+    story = Story().sent()
+    asked = story.now
+    story.fault("stop", "w0.0", 3.0).begun("w1.0", "2:q").over("w1.0", "2:q").settled("w1.0", "2:q")
+    story.events.sort(key=lambda event: event.t)
+    story.add("w0.0", "CLAIM", id="quick-1", attempt=1, token="1:q", began=asked, n=1)
+    story.add("w0.0", "START", id="quick-1", attempt=1, token="1:q")
+    story.add("w0.0", "LEASE_LOST", id="quick-1", attempt=1, token="1:q").over("w0.0", "1:q", "CANCEL")
+    judged = story.drained()
+    assert judged.word == "pass", judged
+    assert judged.causes == {"heard late": 1}
+
+
 def test_a_worker_that_ended_well_is_no_cause() -> None:
     ended = Story().sent().begun("w0.0", "1:q").killed("w0.0", code=0).wait(2.0)
     ended.begun("w1.0", "2:q").over("w1.0", "2:q").settled("w1.0", "2:q")
