@@ -84,7 +84,7 @@ def count(events: list[Event], name: str) -> Counter[tuple[str, int]]:
 
 
 def killed(events: list[Event]) -> list[str]:
-    return [event.target for event in events if event.e == "EXIT" and event.n == -9]
+    return [event.target for event in events if event.e == "EXIT" and event.n == -9 and event.p == "nemesis"]
 
 
 # --- a worker is killed -------------------------------------------------------------------------------
