@@ -7,7 +7,9 @@ from collections.abc import Collection, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from aqueue.broker import Ack, Broker, Bury, Delivery, Inspection, Presence, Release, Verdict
+from aqueue.broker.control import Control
+
+from aqueue.broker import Ack, Broker, Bury, Delivery, Inspection, Losses, Presence, Release, Verdict
 from aqueue.errors import BrokerUnavailable
 from aqueue.protocol import Message, Record
 from aqueue.results import Result, ResultStore
@@ -72,6 +74,17 @@ class RecordingBroker:
 
     def reconnect(self) -> None:
         self._inner.reconnect()
+
+    async def let_go(self, delivery: Delivery) -> bool:
+        return await self._inner.let_go(delivery)
+
+    @property
+    def losses(self) -> Losses:
+        return self._inner.losses
+
+    @property
+    def control(self) -> Control:
+        return self._inner.control
 
     def begun(self, message: Message) -> str:
         """The token of the claim that brought this message."""
