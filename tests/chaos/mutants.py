@@ -26,7 +26,7 @@ from typing import Any, Final, Self
 
 import msgspec
 
-from aqueue.broker import Ack, Delivery, Verdict
+from aqueue.broker import Ack, BrokerOptions, Delivery, Verdict
 from aqueue.broker import sqlite as sqlite_broker
 from aqueue.broker.amqp import AmqpBroker
 from aqueue.broker.redis import claims as redis_claims
@@ -102,9 +102,9 @@ def _reach_inside(failpoints: Failpoints) -> None:
     take_back = sqlite_broker._take_back
     send = AmqpBroker._send
 
-    def sqlite_reap(connection: Any, now: float, patience: float) -> None:
+    def sqlite_reap(connection: Any, now: float, options: BrokerOptions) -> None:
         before = connection.total_changes
-        take_back(connection, now, patience)
+        take_back(connection, now, options)
         if connection.total_changes > before:
             failpoints.hit("reap")
 
@@ -182,28 +182,22 @@ def _m6(failpoints: Failpoints) -> Coat:
 
 
 def _m7(failpoints: Failpoints) -> None:
-    rewrite(TEND, "local pushed = redis.pcall('LPUSH', string.match(id, '^%d+:(.*)$'), bytes)", "local pushed = 1")
-    rewrite(TEND, "local made_ready, taken_back = 0, 0", "local made_ready, taken_back, moved = 0, 0, {}")
-    rewrite(
-        TEND,
-        "made_ready = made_ready + ready(id)",
-        "moved[#moved + 1] = string.match(id, '^%d+:(.*)$'); moved[#moved + 1] = redis.call('HGET', KEYS[6], id)\n"
-        "  made_ready = made_ready + ready(id)",
-    )
-    rewrite(TEND, "tonumber(next_one[2]) or -1}", "tonumber(next_one[2]) or -1, moved}")
+    line = "redis.pcall('LPUSH', string.match(id, '^%d+:(.*)$'), bytes)"
+    rewrite(TEND, line, "redis.pcall('RPUSH', 'moving', string.match(id, '^%d+:(.*)$'), bytes)")
+    tend = redis_claims.Claims._tend
 
-    async def tend(claims: redis_claims.Claims) -> float:
-        keys = claims._keys.ours("leases", "leased", "suspects", "lost", "parked", "parked:messages", "nothing")
-        patience = round(claims._options.lease * 500)
-        *_, moved = await claims._link.run(TEND, keys, (200, patience, 3600))
+    async def in_two_steps(claims: redis_claims.Claims) -> float:
+        pause = await tend(claims)
+        moved = await claims._link.call("LRANGE", "moving", 0, -1)
+        await claims._link.call("DEL", "moving")
         if moved:
             failpoints.hit("reap")
         for i in range(0, len(moved), 2):
             await claims._link.call("LPUSH", moved[i], moved[i + 1])
         claims._lists_changed.set()
-        return 0.05
+        return pause
 
-    put_in_place(redis_claims.Claims, "_tend", tend)
+    put_in_place(redis_claims.Claims, "_tend", in_two_steps)
 
 
 def _m8(_: Failpoints) -> Coat:

@@ -256,7 +256,7 @@ def test_what_was_settled_has_its_result_and_a_success_stays() -> None:
 
 
 def test_what_a_dead_worker_held_comes_back_in_time() -> None:
-    story = Story(slack=1.0).sent().begun("w0.0", "1:q").killed("w0.0").wait(4.0)
+    story = Story(slack=1.0).sent().begun("w0.0", "1:q").killed("w0.0").wait(8.0)
     story.begun("w1.0", "2:q").over("w1.0", "2:q").settled("w1.0", "2:q")
     assert found(story.drained()) == {"liveness"}
 

@@ -92,24 +92,29 @@ def killed(events: list[Event]) -> list[str]:
 
 @pytest.mark.parametrize("stage", ["claim_sent", "claimed", "started", "body_done", "settle"])
 def test_a_worker_killed_before_it_has_settled(directed: MakeDirected, stage: str) -> None:
-    """F1, F2, F3, F4, F5: its tasks are run by another, and nothing is lost."""
+    """F1, F2, F3, F4, F5: its tasks are run by another, and nothing is lost.
+
+    On RabbitMQ the result is stored before the message is settled: what has succeeded is not run again.
+    """
     schedule = directed(failpoints=[[f"{stage}:kill9@1"]])
     (id,) = schedule.send("quick")
     events = schedule.workers("w0").judged()
     assert killed(events) == ["w0.0"]
-    begun = 2 if stage in ("started", "body_done", "settle") else 1
+    has_result = stage == "settle" and schedule.run.plan.broker == "rabbitmq"
+    begun = 2 if stage in ("started", "body_done", "settle") and not has_result else 1
     assert count(events, "START") == {(id, 1): begun}
     assert [event.p for event in events if event.e == "SETTLE" and event.ok] == ["w0.1"]
 
 
 @pytest.mark.parametrize("kind", ["rabbitmq"], indirect=True)
 def test_a_worker_killed_between_result_and_settle(directed: MakeDirected) -> None:
-    """F5, where that is two steps: it runs again, and its success stays."""
+    """F5, where that is two steps: what has succeeded is settled by another, and not run again."""
     schedule = directed(failpoints=[["result_done:kill9@1"]])
     (id,) = schedule.send("quick")
     events = schedule.workers("w0").judged()
     assert killed(events) == ["w0.0"]
-    assert count(events, "START") == {(id, 1): 2}
+    assert count(events, "START") == {(id, 1): 1}
+    assert [event.p for event in events if event.e == "SETTLE" and event.ok] == ["w0.1"]
 
 
 def test_a_worker_killed_when_it_has_settled(directed: MakeDirected) -> None:

@@ -7,9 +7,8 @@ from collections.abc import Collection, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from aqueue.broker.control import Control
-
 from aqueue.broker import Ack, Broker, Bury, Delivery, Inspection, Losses, Presence, Release, Verdict
+from aqueue.broker.control import Control
 from aqueue.errors import BrokerUnavailable
 from aqueue.protocol import Message, Record
 from aqueue.results import Result, ResultStore
