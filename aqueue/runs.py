@@ -214,9 +214,6 @@ class Runs:
             if refused is not None:
                 return refused
             request = run.request
-            revoked = self._revoked(request)
-            if revoked is not None:
-                return revoked
             run.context.args, run.context.kwargs = run.task.codec.decode(request.args, request.kwargs)
             if run.task.definition.at_most_once and not await self._lets_go(run):
                 return None
@@ -241,7 +238,7 @@ class Runs:
             refused = await gate(run.context)
             if refused is not None:
                 return refused
-        return None
+        return self._revoked(run.request)
 
     async def _lets_go(self, run: Run) -> bool:
         """Settle the message before its task begins; False when nobody can say that it will not come again."""
