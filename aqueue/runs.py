@@ -242,9 +242,11 @@ class Runs:
 
     async def _lets_go(self, run: Run) -> bool:
         """Settle the message before its task begins; False when nobody can say that it will not come again."""
+        run.let_go = True  # what is settled by ourselves is not lost to us
         try:
             run.let_go = await self._broker.let_go(run.delivery)
         except BrokerUnavailable as error:
+            run.let_go = False
             logger.error("%s[%s] is not run here: %s", run.request.task, run.request.id, error)
         self.leases.drop(run.delivery)
         return run.let_go
@@ -396,7 +398,7 @@ class Runs:
         for delivery in deliveries:
             self.leases.drop(delivery)
             run = self.active.get(delivery.receipt)
-            if run is not None:
+            if run is not None and not run.let_go:
                 logger.error("lost the lease of %s[%s]; its run is stopped", run.request.task, run.request.id)
                 run.end("lease lost")
 

@@ -55,15 +55,15 @@ class Doorbell:
         return stop
 
     def _open(self) -> tuple[int, Path]:
+        """A pipe gets its name when it is open: before that a ring would take it for a dead listener's."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
-        while True:
-            path = self._folder / f"{self._topic}-{new_id()}"
-            os.mkfifo(path, 0o600)
-            # For reading and writing: with a writer of its own the pipe never reports an end.
-            pipe = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-            if path.exists():
-                return pipe, path
-            os.close(pipe)  # a ring came between making and opening, and took it for a dead one
+        name = f"{self._topic}-{new_id()}"
+        unnamed, path = self._folder / f"new-{name}", self._folder / name
+        os.mkfifo(unnamed, 0o600)
+        # For reading and writing: with a writer of its own the pipe never reports an end.
+        pipe = os.open(unnamed, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        unnamed.rename(path)
+        return pipe, path
 
 
 def _ring(path: str) -> None:

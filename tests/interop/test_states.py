@@ -24,7 +24,7 @@ async def test_a_celery_client_sees_that_an_aqueue_worker_has_started_its_task(f
     assert not result.ready()
     assert not result.successful()
     assert result.info["hostname"].startswith("aqueue-worker@")
-    assert result.info["pid"] == fleet.aqueue.pid
+    assert [result.info["pid"]] == fleet.aqueue.worker_pids
     fleet.site.put_up(key)
     assert await ended(result) == "aqueue"
     assert result.state == "SUCCESS"

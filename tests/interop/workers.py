@@ -116,6 +116,11 @@ class WorkerProcess:
         return self._process.child.pid
 
     @property
+    def worker_pids(self) -> list[int]:
+        """Of the processes that it has started."""
+        return self._process.children()
+
+    @property
     def is_alive(self) -> bool:
         return self._process.child.poll() is None
 
