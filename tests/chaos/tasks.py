@@ -13,11 +13,11 @@ from tests.chaos.history import Recorder
 from tests.chaos.wrapper import RecordingBroker
 
 #: How often a task is tried; the others once.
-ATTEMPTS: Final = {"flaky": 3}
+ATTEMPTS: Final = {"flaky": 3, "stubborn": 3}
 #: What a producer sends, and how often.
-MIX: Final = {"quick": 0.55, "nap": 0.15, "thread": 0.1, "flaky": 0.1, "fail": 0.05, "later": 0.05}
+MIX: Final = {"quick": 0.55, "nap": 0.15, "thread": 0.1, "flaky": 0.1, "fail": 0.03, "stubborn": 0.02, "later": 0.05}
 #: Seconds of a nap, in leases: long enough to need renewals.
-NAP: Final = 1.6
+NAP: Final = 2.2
 
 
 def declare(app: AQueue, lease: float) -> None:
@@ -48,6 +48,10 @@ def declare(app: AQueue, lease: float) -> None:
         if ctx.attempt < 2:
             raise ConnectionError("the first attempt fails")
         return n
+
+    @app.task(name="stubborn", retry=Retry(attempts=ATTEMPTS["stubborn"], backoff=0.1, jitter=False))
+    async def stubborn(n: int) -> int:
+        raise ValueError(f"no luck with {n}")
 
     @app.task(name="fail")
     async def fail(n: int) -> int:

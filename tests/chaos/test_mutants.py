@@ -31,7 +31,7 @@ SCHEDULES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
     "M3": ("nap", {"workers": 2}, {"unexplained duplicate"}),
     "M4": ("quick", {"failpoints": [["started:kill9@2"]]}, {"lost"}),
     "M5": ("nap", {"workers": 2}, {"early redelivery", "unexplained duplicate"}),
-    "M6": ("flaky", {"failpoints": [["retry:kill9@1"]]}, {"unexplained duplicate"}),
+    "M6": ("stubborn", {"failpoints": [["retry:kill9@1"]]}, {"unexplained duplicate"}),
     "M7": ("later", {"failpoints": [["reap:kill9@1"]], "seconds": 0.5}, {"lost"}),
     "M8": ("poison", {"max_deliveries": 1, "seconds": 0.2, "rate": 5.0}, {"limit"}),
     "M9": ("quick", {"steps": [Step(0.0, "refuse", "producers", 60.0)], "seconds": 0.5}, {"lost"}),
