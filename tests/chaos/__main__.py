@@ -7,6 +7,7 @@ and the verdict.
 import argparse
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -103,6 +104,7 @@ def options() -> argparse.Namespace:
 
 def main() -> int:
     chosen = options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # no process of a run outlives it
     if chosen.replay is None:
         shutil.rmtree(PLACE, ignore_errors=True)
     runs = Runs()

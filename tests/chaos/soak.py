@@ -8,6 +8,7 @@ descriptors of the worker.
 import argparse
 import asyncio
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -186,6 +187,7 @@ def main() -> int:
     parser.add_argument("--warm-up", type=float, default=60.0, help="seconds after which memory is compared")
     parser.add_argument("--brokers", default=",".join(SHARED))
     chosen = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # no process of a run outlives it
     well = True
     for kind in chosen.brokers.split(","):
         with TemporaryDirectory(prefix="aqueue-soak-") as folder:
