@@ -43,7 +43,7 @@ class Runs:
     def go(self, plan: Plan, peer: Peer | None = None, mix: dict[str, float] | None = None) -> Verdict:
         """One run; its line is printed."""
         self._number += 1
-        who = "aqueue" if peer is None else peer.name
+        who = peer.name if peer is not None else "aqueue-worker" if plan.supervised else "aqueue"
         folder = PLACE / f"{self._number:03}-{who}-{plan.broker}-{plan.seed}"
         folder.mkdir(parents=True)
         began = time.monotonic()

@@ -1,4 +1,4 @@
-"""Sends and claims that are cancelled at random moments (F65), beside others that are not."""
+"""Sends and claims that are cancelled at random moments, beside others that are not."""
 
 import asyncio
 import random

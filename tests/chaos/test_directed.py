@@ -1,6 +1,9 @@
 """Directed schedules: one fault each, at a known stage, with a lease of half a second; the checker judges each run.
 
-Which fault of the matrix is held by which test stands in `docs/guarantees.md`.
+Held elsewhere: a task that kills its process (`worker/test_process.py`, `worker/test_suspects.py`), all workers killed
+on SQLite (`worker/test_process.py`), signals, a grace that ends, a signal during the start, a supervisor that is killed
+(`worker/test_process.py`, `worker/test_supervisor.py`), a link that is silent or refused, a server that is killed or
+frozen (`brokers/test_redis.py`, `worker/test_rabbitmq_faults.py`), a cancelled command (`brokers/test_redis.py`).
 """
 
 import asyncio
@@ -92,7 +95,7 @@ def killed(events: list[Event]) -> list[str]:
 
 @pytest.mark.parametrize("stage", ["claim_sent", "claimed", "started", "body_done", "settle"])
 def test_a_worker_killed_before_it_has_settled(directed: MakeDirected, stage: str) -> None:
-    """F1, F2, F3, F4, F5: its tasks are run by another, and nothing is lost.
+    """Its tasks are run by another, and nothing is lost.
 
     On RabbitMQ the result is stored before the message is settled: what has succeeded is not run again.
     """
@@ -108,7 +111,7 @@ def test_a_worker_killed_before_it_has_settled(directed: MakeDirected, stage: st
 
 @pytest.mark.parametrize("kind", ["rabbitmq"], indirect=True)
 def test_a_worker_killed_between_result_and_settle(directed: MakeDirected) -> None:
-    """F5, where that is two steps: what has succeeded is settled by another, and not run again."""
+    """Where that is two steps: what has succeeded is settled by another, and not run again."""
     schedule = directed(failpoints=[["result_done:kill9@1"]])
     (id,) = schedule.send("quick")
     events = schedule.workers("w0").judged()
@@ -118,7 +121,7 @@ def test_a_worker_killed_between_result_and_settle(directed: MakeDirected) -> No
 
 
 def test_a_worker_killed_when_it_has_settled(directed: MakeDirected) -> None:
-    """F6: it is done, though nobody has read the answer."""
+    """It is done, though nobody has read the answer."""
     schedule = directed(failpoints=[["settle_sent:kill9@1"]])
     (id,) = schedule.send("quick")
     schedule.workers("w0").until(schedule.run.crew.reap, "the worker is killed")
@@ -129,7 +132,7 @@ def test_a_worker_killed_when_it_has_settled(directed: MakeDirected) -> None:
 
 
 def test_a_worker_killed_when_it_has_sent_a_retry(directed: MakeDirected) -> None:
-    """F7: one copy; on RabbitMQ, where sending and settling are two steps, a second one of the same id at most."""
+    """One copy; on RabbitMQ, where sending and settling are two steps, a second one of the same id at most."""
     schedule = directed(failpoints=[["retry:kill9@1"]])
     (id,) = schedule.send("flaky")
     events = schedule.workers("w0").judged()
@@ -143,7 +146,7 @@ def test_a_worker_killed_when_it_has_sent_a_retry(directed: MakeDirected) -> Non
 
 @pytest.mark.parametrize("kind", ["sqlite", "redis"], indirect=True)
 def test_a_worker_killed_while_it_takes_back_what_another_lost(directed: MakeDirected) -> None:
-    """F9: taking back is one step; what it was about to run is run by the next."""
+    """Taking back is one step; what it was about to run is run by the next."""
     schedule = directed(failpoints=[["started:kill9@1"], ["reap:kill9@1"]], concurrency=1)
     schedule.workers("w0")
     (id,) = schedule.send("quick")
@@ -156,7 +159,7 @@ def test_a_worker_killed_while_it_takes_back_what_another_lost(directed: MakeDir
 
 @pytest.mark.parametrize("kind", ["redis", "rabbitmq"], indirect=True)
 def test_all_workers_killed_at_once_and_again(directed: MakeDirected) -> None:
-    """F11; on SQLite `worker/test_process.py::test_kill_after_kill_leaves_the_file_whole` does it."""
+    """On SQLite `worker/test_process.py::test_kill_after_kill_leaves_the_file_whole` does it."""
     schedule = directed(concurrency=4)
     ids = schedule.send("nap", 8)
     for _ in range(3):
@@ -171,7 +174,7 @@ def test_all_workers_killed_at_once_and_again(directed: MakeDirected) -> None:
 
 
 def test_a_producer_killed_before_it_knows_that_it_is_stored(make_run: MakeRun) -> None:
-    """F10: it is stored or not, never half."""
+    """It is stored or not, never half."""
     run = make_run(producer_failpoints=["publish_sent:kill9@3"], seconds=0.4, rate=20.0)
     passed(run.go({"quick": 1.0}))
     events = read(run.folder)
@@ -187,7 +190,7 @@ def test_a_producer_killed_before_it_knows_that_it_is_stored(make_run: MakeRun) 
 
 @pytest.mark.parametrize("kind", ["sqlite", "redis"], indirect=True)
 def test_a_worker_that_stood_still_is_told_and_its_settle_refused(directed: MakeDirected) -> None:
-    """F13: another has run its task meanwhile; its own run is ended as soon as it can hear."""
+    """Another has run its task meanwhile; its own run is ended as soon as it can hear."""
     schedule = directed(failpoints=[["started:stop=1.6@1"]])
     schedule.workers("w0")
     (id,) = schedule.send("nap")
@@ -200,7 +203,7 @@ def test_a_worker_that_stood_still_is_told_and_its_settle_refused(directed: Make
 
 
 def test_a_worker_frozen_while_it_waits_takes_nothing_along(directed: MakeDirected) -> None:
-    """F14: what is sent meanwhile is not handed to it, or comes back when it is killed."""
+    """What is sent meanwhile is not handed to it, or comes back when it is killed."""
     schedule = directed()
     (first,) = schedule.workers("w0").send("quick")
     schedule.until(lambda: schedule.has("SETTLE", first), "it waits for more")
@@ -218,7 +221,7 @@ def test_a_worker_frozen_while_it_waits_takes_nothing_along(directed: MakeDirect
 @pytest.mark.parametrize("kind", ["redis"], indirect=True)
 @pytest.mark.parametrize("fault", ["client_kill", "script_flush"])
 def test_connections_and_scripts_that_redis_drops(directed: MakeDirected, fault: str) -> None:
-    """F24, F25: under load, three times."""
+    """Under load, three times."""
     schedule = directed(concurrency=4)
     schedule.workers("w0")
     ids: list[str] = []
@@ -232,7 +235,7 @@ def test_connections_and_scripts_that_redis_drops(directed: MakeDirected, fault:
 
 @pytest.mark.parametrize("kind", ["redis"], indirect=True)
 def test_a_redis_that_becomes_read_only_for_a_while(directed: MakeDirected) -> None:
-    """F26: sends are refused and not stored, the worker waits; nothing is lost."""
+    """Sends are refused and not stored, the worker waits; nothing is lost."""
     schedule = directed(lease=1.0)
     ground = schedule.run.ground
     assert isinstance(ground, RedisGround)
@@ -252,7 +255,7 @@ def test_a_redis_that_becomes_read_only_for_a_while(directed: MakeDirected) -> N
 @pytest.mark.parametrize("kind", ["redis", "rabbitmq"], indirect=True)
 @pytest.mark.parametrize("towards", ["server", "client"])
 def test_a_link_that_ends_in_the_middle_of_a_frame(directed: MakeDirected, towards: str) -> None:
-    """F33, for whatever the worker says or hears next: a claim, a settle, a heartbeat."""
+    """For whatever the worker says or hears next: a claim, a settle, a heartbeat."""
     schedule = directed(concurrency=4)
     ground = schedule.run.ground
     assert isinstance(ground, RedisGround | RabbitGround)
@@ -268,7 +271,7 @@ def test_a_link_that_ends_in_the_middle_of_a_frame(directed: MakeDirected, towar
 
 
 async def test_sends_and_claims_that_are_cancelled(ground: Ground, caplog: pytest.LogCaptureFixture) -> None:
-    """F65: what was answered is stored, no answer is given to another, nothing is handed out twice."""
+    """What was answered is stored, no answer is given to another, nothing is handed out twice."""
     assert await cancelling(ground.url) + list(hygiene({"log": caplog.text}, ())) == []
 
 
