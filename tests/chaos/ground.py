@@ -101,7 +101,8 @@ class _Linked:
         proxy = self.proxies.get(target)
         match fault:
             case _ if proxy is None:
-                self.happen(fault, length)
+                with suppress(redis.RedisError):  # it is busy with what came before: no fault then
+                    self.happen(fault, length)
             case "reset":
                 proxy.cut()
             case "cut":

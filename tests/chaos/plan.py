@@ -98,8 +98,10 @@ def make_plan(
         fault = dice.choices(list(table), [weight for weight, _, _ in table.values()])[0]
         _, shortest, longest = table[fault]
         length = round(lease * dice.uniform(shortest, longest), 2)
-        steps.append(Step(round(at, 2), fault, _target(dice, fault, plan.workers), length))
-        at += length / 2 + dice.uniform(0.2, 1.6)
+        target = _target(dice, fault, plan.workers)
+        steps.append(Step(round(at, 2), fault, target, length))
+        # A server does one thing at a time: frozen, it can't be told to do another.
+        at += (length / 2 if target else length) + dice.uniform(0.2, 1.6)
     failpoints = [[_failpoint(dice) for _ in range(dice.randint(0, 2))] for _ in range(plan.workers)]
     breaks = [f"publish_sent:kill9@{dice.randint(5, 60)}"] if dice.random() < 0.5 else []
     return msgspec.structs.replace(plan, steps=steps, failpoints=failpoints, producer_failpoints=breaks)
