@@ -127,7 +127,8 @@ class Crew:
         child = self._child(place)
         if child is not None:
             self._record("EXIT", target=child[0], n=-9)
-            os.kill(child[1], signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(child[1], signal.SIGKILL)
         elif place in self.running and not self._plan.supervised:
             self.running[place].kill()
 
@@ -150,7 +151,8 @@ class Crew:
         if place in self.running and place not in self._frozen:
             name, pid = self._child(place) or (self.name(place), self.running[place].child.pid)
             self._record("FAULT", kind="stop", target=name, phase="begin")
-            os.kill(pid, signal.SIGSTOP)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
             self._frozen[place] = (name, pid)
 
     def thaw(self, place: str) -> None:

@@ -42,11 +42,8 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def comes_back_within(self) -> float:
-        """Seconds from a worker's death to the next claim of what it held: the lease, half of it, a look.
-
-        And what it waits after many losses, which goes with the lease: 120 s for one of 30 s.
-        """
-        return (1.75 if self.fenced else 0.0) * self.lease + 4.0 * self.lease
+        """Seconds from a worker's death to the next claim of what it held: the lease, half of it, a look."""
+        return 1.75 * self.lease if self.fenced else 0.0
 
 
 class Window(msgspec.Struct, frozen=True):
