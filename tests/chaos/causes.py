@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from typing import Final
 
 import msgspec
 
@@ -18,6 +19,10 @@ class Duplicates(msgspec.Struct):
     @property
     def explained(self) -> int:
         return sum(self.by_cause.values())
+
+
+#: Causes for which there are two messages, each with a claim of its own that is good.
+TWO_MESSAGES: Final = ("sent again", "retried twice", "moved twice")
 
 
 def duplicates(story: Story) -> Duplicates:

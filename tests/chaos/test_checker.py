@@ -200,6 +200,15 @@ def test_a_run_that_goes_on_beside_a_newer_one_is_found() -> None:
     assert found(story.drained()) == {"overlap"}
 
 
+def test_on_rabbitmq_one_id_that_is_sent_twice_is_two_messages_that_may_run_beside_each_other() -> None:
+    story = Story(broker="rabbitmq", dedupes=False, slack=0.0).sent(answer="ENQ_UNKNOWN").sent()
+    story.begun("w0.0", "a.1").begun("w1.0", "b.1").wait(3.0)
+    story.over("w0.0", "a.1").settled("w0.0", "a.1").over("w1.0", "b.1").settled("w1.0", "b.1")
+    judged = story.drained()
+    assert judged.word == "pass", judged
+    assert judged.causes == {"sent again": 1}
+
+
 def test_a_lease_that_was_renewed_may_not_be_given_away() -> None:
     early = Story().sent().begun("w0.0", "1:q").wait(0.8).renewed("w0.0", "1:q").wait(0.5).killed("w0.0")
     early.begun("w1.0", "2:q").over("w1.0", "2:q").settled("w1.0", "2:q")
