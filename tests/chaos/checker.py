@@ -253,13 +253,14 @@ def recoveries(story: Story) -> Iterator[tuple[float, Event]]:
 def liveness(story: Story) -> Iterator[str]:
     """What a dead worker held came back late, with no other fault in the way.
 
-    What was lost before waits longer, and for a worker that does nothing else.
+    What was lost before waits longer, and for a worker that does nothing else; which holds up what is behind it.
     """
+    alone = [claim.t for claim in story.of("CLAIM") if claim.n > 2]
     bound = story.setting.comes_back_within + story.setting.slack
     for seconds, claim in recoveries(story):
         died = claim.t - seconds
         others = [window for window in story.windows if window.overlap(died, claim.t) >= 0]
-        if claim.n <= 2 and seconds > bound and not others:
+        if seconds > bound and not others and not any(died <= moment <= claim.t for moment in alone):
             yield f"{claim.id}: claimed again {seconds:.1f} s after its worker had died, {bound:.1f} s at most"
 
 
