@@ -83,7 +83,9 @@ class Runs:
             presence=self.presence,
             vitals=vitals,
         )
-        self.suspects = Suspects(broker.losses, self._is_all_that_is_left)
+        self.suspects = Suspects(
+            broker.losses, self._is_all_that_is_left, last=app.settings.max_deliveries, links_count=broker.pushes
+        )
         #: Tasks that are cancelled.
         self.revocations = Revocations(broker.now)
         #: By receipt, from the start of a run until its verdict is posted.

@@ -17,16 +17,21 @@ from aqueue.errors import BrokerUnavailable
 logger = logging.getLogger("aqueue.worker")
 
 #: The delivery from which on a message is a suspect: its workers were lost twice.
-SUSPICIOUS: Final = 3
+_SUSPICIOUS: Final = 3
 #: Seconds that a suspect waits for the others to end. Then it runs in their company, so that it does not starve.
 PATIENCE: Final = 30.0
 
 
 class Suspects:
-    """At most one suspect, from its claim to its end; ``alone`` says whether nothing else is under way here."""
+    """At most one suspect, from its claim to its end; ``alone`` says whether nothing else is under way here.
 
-    def __init__(self, losses: Losses, alone: Callable[[], bool]) -> None:
+    ``last`` is the last delivery that is run at all. Where ``links_count`` a lost link is a loss, which says nothing of
+    the message: there the last delivery alone is suspect, so that a link that breaks twice leaves the fleet at work.
+    """
+
+    def __init__(self, losses: Losses, alone: Callable[[], bool], *, last: int, links_count: bool) -> None:
         self._losses = losses
+        self._suspicious = last if links_count else min(_SUSPICIOUS, last)
         self._alone = alone
         #: While there is one nothing is to be claimed.
         self.held: Delivery | None = None
@@ -36,11 +41,11 @@ class Suspects:
 
     def turns_away(self, delivery: Delivery) -> bool:
         """Whether it has to go back, because another suspect is here: it shall not die with that one."""
-        return self.held is not None and delivery.deliveries >= SUSPICIOUS
+        return self.held is not None and delivery.deliveries >= self._suspicious
 
     def meet(self, delivery: Delivery) -> bool:
         """A message is about to be run; True, and held, if it is a suspect, which has to `wait` for that."""
-        if delivery.deliveries < SUSPICIOUS:
+        if delivery.deliveries < self._suspicious:
             return False
         self.held = delivery
         self.waits = True

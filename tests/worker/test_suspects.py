@@ -22,7 +22,7 @@ THEIRS = "theirs"
 
 @pytest.fixture
 def app_of_short_leases(make_app: MakeApp) -> AQueue:
-    return make_app(lease=0.3)
+    return make_app(lease=0.3, max_deliveries=3)
 
 
 @pytest_asyncio.fixture
@@ -116,6 +116,25 @@ async def test_a_message_that_was_lost_once_is_no_suspect(app: AQueue, start_wor
     await lose(app, 3, times=1)
     await start_worker(app, queues=["celery", THEIRS])
     assert [await result.get(10) for result in results] == [2] * 3
+
+
+@pytest.mark.parametrize("kind", ["rabbitmq"], indirect=True)
+async def test_where_a_lost_link_counts_two_losses_are_not_suspicious(
+    make_app: MakeApp, start_worker: StartWorker
+) -> None:
+    """A link that breaks twice does not make the fleet run everything one by one."""
+    together = asyncio.Barrier(3)
+    async with make_app(lease=0.3, max_deliveries=5) as app:
+
+        @app.task(queue=THEIRS)
+        async def lost_twice(ctx: Context) -> int:
+            await together.wait()
+            return ctx.deliveries
+
+        results = [await lost_twice.send() for _ in range(3)]
+        await lose(app, 3)
+        await start_worker(app, queues=["celery", THEIRS])
+        assert [await result.get(10) for result in results] == [3] * 3
 
 
 async def test_a_suspect_does_not_wait_for_ever(
