@@ -352,6 +352,7 @@ async def test_a_celery_worker_takes_what_an_aqueue_client_sends_to_a_topic(
     control.add_consumer(
         key, exchange=f"{key}-topic", exchange_type="topic", routing_key="feed.*", reply=True, timeout=SOON, limit=1
     )
+    await until(lambda: f"consuming from {key}" in rabbit_fleet.celery.log, "it consumes, which its answer precedes")
     app = await connect(rabbit_fleet.site)
     result = await app.send_task("interop.retry_self", [1, 0.1], exchange=f"{key}-topic", routing_key="feed.new")
     assert await result.get(SOON) == [1, "celery"]
