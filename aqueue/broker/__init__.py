@@ -260,8 +260,8 @@ class Broker(Protocol):
         """
         ...
 
-    async def waiting(self, queues: Sequence[str]) -> int:
-        """How many messages of these queues could be claimed now. Raises BrokerUnavailable."""
+    async def waiting(self, queues: Sequence[str]) -> bool:
+        """Whether messages of these queues could be claimed now. Raises BrokerUnavailable."""
         ...
 
     def reconnect(self) -> None:

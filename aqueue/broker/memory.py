@@ -277,9 +277,9 @@ class MemoryBroker:
     async def let_go(self, delivery: Delivery) -> bool:
         return not await self.settle([(delivery, Ack())])
 
-    async def waiting(self, queues: Sequence[str]) -> int:
+    async def waiting(self, queues: Sequence[str]) -> bool:
         with self._server.lock:
-            return sum(len(self._server.ready.get(queue, ())) for queue in queues)
+            return any(self._server.ready.get(queue) for queue in queues)
 
     def reconnect(self) -> None:
         """There is nothing to listen on."""

@@ -158,9 +158,9 @@ class SqliteBroker:
     async def let_go(self, delivery: Delivery) -> bool:
         return not await self.settle([(delivery, Ack())])
 
-    async def waiting(self, queues: Sequence[str]) -> int:
+    async def waiting(self, queues: Sequence[str]) -> bool:
         with _raising(BrokerUnavailable):
-            return await self._file.run(lambda connection: sum(_ready(connection, queue) for queue in queues))
+            return await self._file.run(lambda connection: any(_has_ready(connection, queue) for queue in queues))
 
     def reconnect(self) -> None:
         if self._stop_listening is not None:
@@ -329,12 +329,12 @@ def _places(connection: sqlite3.Connection, count: int, *, front: bool = False) 
     return int(row[0])
 
 
-def _ready(connection: sqlite3.Connection, queue: str) -> int:
-    """How many messages of a queue can be claimed now."""
-    found: int = connection.execute(
-        "SELECT COUNT(*) FROM messages WHERE queue = ? AND due IS NULL AND lease_ends IS NULL", (queue,)
-    ).fetchone()[0]
-    return found
+def _has_ready(connection: sqlite3.Connection, queue: str) -> bool:
+    """Whether a message of a queue can be claimed now."""
+    found = connection.execute(
+        "SELECT 1 FROM messages WHERE queue = ? AND due IS NULL AND lease_ends IS NULL LIMIT 1", (queue,)
+    ).fetchone()
+    return found is not None
 
 
 def _make_ready(connection: sqlite3.Connection, now: float) -> None:

@@ -68,7 +68,7 @@ class RecordingBroker:
     def present(self, presence: Presence, seconds: float) -> None:
         self._inner.present(presence, seconds)
 
-    async def waiting(self, queues: Sequence[str]) -> int:
+    async def waiting(self, queues: Sequence[str]) -> bool:
         return await self._inner.waiting(queues)
 
     def reconnect(self) -> None:

@@ -351,7 +351,7 @@ class AmqpBroker:
             await self._io.run(self._consumption.catch_up())
         return True
 
-    async def waiting(self, queues: Sequence[str]) -> int:
+    async def waiting(self, queues: Sequence[str]) -> bool:
         return await self.inspection.waiting(self._broadcasts.consumed(queues))
 
     def reconnect(self) -> None:

@@ -47,10 +47,10 @@ class AmqpInspection:
             depths = [QueueDepth(name, await self._ready(name), None, None, dead[name]) for name in names]
         return [depth for depth in depths if depth.ready or depth.dead]
 
-    async def waiting(self, queues: Sequence[str]) -> int:
-        """How many messages of these queues are in nobody's hands."""
+    async def waiting(self, queues: Sequence[str]) -> bool:
+        """Whether messages of these queues are in nobody's hands."""
         async with self._asking():
-            return sum([await self._ready(name) for name in queues])
+            return any([await self._ready(name) for name in queues])
 
     async def _ready(self, name: str) -> int:
         async with self._asking():

@@ -227,9 +227,9 @@ class RedisBroker:
     async def let_go(self, delivery: Delivery) -> bool:
         return not await self.settle([(delivery, Ack())])
 
-    async def waiting(self, queues: Sequence[str]) -> int:
+    async def waiting(self, queues: Sequence[str]) -> bool:
         with raising(BrokerUnavailable):
-            return sum(await self._link.call_all([("LLEN", name) for name in self._keys.lists(queues)]))
+            return bool(await self._link.call("EXISTS", *self._keys.lists(queues)))
 
     def reconnect(self) -> None:
         self._claims.reconnect()

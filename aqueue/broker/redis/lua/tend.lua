@@ -77,7 +77,12 @@ local function seen_long_ago(receipt, ends)
   return now - since >= tonumber(ARGV[2])
 end
 
-local due = redis.call('ZRANGEBYSCORE', KEYS[5], '-inf', now, 'LIMIT', 0, ARGV[1])
+-- An idle worker runs this every few seconds: with nothing due it is as few commands as can be.
+local next_one = redis.call('ZRANGE', KEYS[5], 0, 0, 'WITHSCORES')
+local due = {}
+if next_one[2] and tonumber(next_one[2]) <= now then
+  due = redis.call('ZRANGEBYSCORE', KEYS[5], '-inf', now, 'LIMIT', 0, ARGV[1])
+end
 local ended = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', '(' .. now, 'WITHSCORES', 'LIMIT', 0, ARGV[1])
 if #due + #ended > 0 then
   redis.call('DEL', KEYS[8])  -- deletes nothing: a full Redis allows it, and with it what follows
@@ -96,5 +101,7 @@ for i = #ended - 1, 1, -2 do  -- the newest first, so that the oldest is fetched
   end
 end
 
-local next_one = redis.call('ZRANGE', KEYS[5], 0, 0, 'WITHSCORES')
+if #due + #ended > 0 then
+  next_one = redis.call('ZRANGE', KEYS[5], 0, 0, 'WITHSCORES')
+end
 return {now, made_ready, taken_back, next_one[2] and tonumber(next_one[2]) or -1}
