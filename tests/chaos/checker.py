@@ -52,9 +52,9 @@ def verdict(events: list[Event], logs: Mapping[str, str] | None = None, secrets:
     problems["unexplained duplicate"] = found.unexplained
     problems["hygiene"] = list(hygiene(logs or {}, secrets))
     drained = story.has_drained()
-    missing = problems.pop("lost")
-    if drained:
-        problems["lost"] = missing
+    missing, left = problems.pop("lost"), problems.pop("leaks")
+    if drained:  # what is still under way is neither lost nor left behind
+        problems |= {"lost": missing, "leaks": left}
     problems = {name: texts for name, texts in problems.items() if texts}
     word = "fail" if problems else "pass" if drained else "undetermined"
     counts: dict[str, float] = {
