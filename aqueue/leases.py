@@ -59,10 +59,12 @@ class LeaseKeeper:
         self._has_beaten()
         self._thread.start()
 
-    def hold(self, delivery: Delivery) -> None:
-        self._held[delivery.receipt] = delivery
+    def hold(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            self._held[delivery.receipt] = delivery
         if self._vitals is not None:
-            self._vitals.hold(delivery.receipt)
+            for delivery in deliveries:
+                self._vitals.hold(delivery.receipt)
 
     def drop(self, delivery: Delivery) -> None:
         self._held.pop(delivery.receipt, None)

@@ -49,6 +49,13 @@ class Run:
         self.let_go = False
         self.timer: asyncio.TimerHandle | None = None
 
+    @property
+    def is_special(self) -> bool:
+        """Whether it needs a process, or was delivered before."""
+        return (
+            self.task.definition.kind == "process" or self.delivery.deliveries > 1 or self.request.message.redelivered
+        )
+
     def end(self, reason: str) -> None:
         """Have the run end early; the reason, of which the first counts, decides what becomes of the message."""
         if self.context.cancel_reason is None:

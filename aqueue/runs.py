@@ -116,9 +116,10 @@ class Runs:
         now, started = self._broker.now(), self._loop.time()
         begun: list[Run] = []
         met: defaultdict[str, set[Kind]] = defaultdict(set)
+        self.leases.hold(deliveries)
         for delivery in deliveries:
-            self.leases.hold(delivery)
-            if self.suspects.turns_away(delivery):
+            lost_before = delivery.deliveries > 1
+            if lost_before and self.suspects.turns_away(delivery):
                 self._return(delivery)
                 continue
             admitted = self._admit(delivery, now)
@@ -130,7 +131,7 @@ class Runs:
                 self._return(delivery)
                 continue
             run = self._start(delivery, request, task, started)
-            if not self.suspects.meet(delivery):
+            if not (lost_before and self.suspects.meet(delivery)):
                 begun.append(run)
         for queue, kinds in met.items():
             self._slots.meet(queue, frozenset(kinds))
@@ -141,11 +142,13 @@ class Runs:
     def _admit(self, delivery: Delivery, now: float) -> tuple[Request, Task[..., Any]] | None:
         """What is to be run; None when it isn't, and that is concluded."""
         settings = self._app.settings
-        request = killed_by_reading(delivery, settings) or understand(delivery, self._app.serializer)
+        killed = killed_by_reading(delivery, settings) if delivery.deliveries > 1 else None
+        request = killed or understand(delivery, self._app.serializer)
         if isinstance(request, Dead):
             self._conclude(delivery, None, None, request)
             return None
-        task = self._revoked(request) or admit(delivery, request, self._app.tasks, settings, now)
+        revoked = self._revoked(request) if self.revocations.known else None
+        task = revoked or admit(delivery, request, self._app.tasks, settings, now)
         if isinstance(task, Task):
             return request, task
         self._conclude(delivery, request, None, task)
@@ -161,8 +164,6 @@ class Runs:
 
     def _revoked(self, request: Request) -> Revoked | None:
         """That a task is cancelled."""
-        if not self.revocations.known:
-            return None
         found = self.revocations.find(request.id)
         return None if found is None else Revoked(found.reason)
 
@@ -212,9 +213,10 @@ class Runs:
             too_early = run.context.cancel_reason
             if too_early is not None:
                 return self._interrupted(run, asyncio.CancelledError(too_early))
-            refused = await self._refused(run)
-            if refused is not None:
-                return refused
+            if self._app.gates or run.is_special or self.suspects.held or self.revocations.known:
+                refused = await self._refused(run)
+                if refused is not None:
+                    return refused
             request = run.request
             run.context.args, run.context.kwargs = run.task.codec.decode(request.args, request.kwargs)
             if run.task.definition.at_most_once and not await self._lets_go(run):
@@ -319,7 +321,8 @@ class Runs:
         self._slots.give(run.task.definition.kind)
         if run.task.definition.kind == "process":
             self._runners.give(run.context)
-        self.suspects.ended(run.delivery)
+        if self.suspects.held is not None:
+            self.suspects.ended(run.delivery)
         self.room.set()
         if outcome is not None:
             if run.let_go:

@@ -31,7 +31,7 @@ class Suspects:
 
     def __init__(self, losses: Losses, alone: Callable[[], bool], *, last: int, links_count: bool) -> None:
         self._losses = losses
-        self._suspicious = last if links_count else min(_SUSPICIOUS, last)
+        self._suspicious = max(2, last if links_count else min(_SUSPICIOUS, last))
         self._alone = alone
         #: While there is one nothing is to be claimed.
         self.held: Delivery | None = None

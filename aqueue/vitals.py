@@ -23,6 +23,10 @@ _STALL: Final = 64
 _TABLE: Final = 512
 #: Bytes of one receipt, its length included; a queue's name is 255 characters at most.
 _SLOT: Final = 320
+_LONGEST: Final = _SLOT - _LENGTH.size
+#: Lengths as they are written: this is done for every message.
+_LENGTHS: Final = [_LENGTH.pack(length) for length in range(_LONGEST + 1)]
+_NOTHING: Final = _LENGTHS[0]
 
 
 class Vitals:
@@ -31,9 +35,9 @@ class Vitals:
     def __init__(self, descriptor: int, size: int) -> None:
         self.descriptor = descriptor
         self._memory = mmap.mmap(descriptor, size)
-        self._slots = (size - _TABLE) // _SLOT
-        self._free = list(range(self._slots))
-        #: Receipt to its slot; of the process that writes.
+        self._all = range(_TABLE, size, _SLOT)
+        self._free = list(self._all)
+        #: Receipt to where it stands; of the process that writes.
         self._places: dict[str, int] = {}
 
     @classmethod
@@ -129,20 +133,20 @@ class Vitals:
     def hold(self, receipt: str) -> None:
         """The worker holds this. What has no room is left out: it is still renewed by the worker itself."""
         data = receipt.encode()
-        if self._free and len(data) <= _SLOT - _LENGTH.size:
-            slot = self._places[receipt] = self._free.pop()
-            self._write(_TABLE + slot * _SLOT, data)
+        if self._free and len(data) <= _LONGEST:
+            place = self._places[receipt] = self._free.pop()
+            self._memory[place : place + _LENGTH.size + len(data)] = _LENGTHS[len(data)] + data
 
     def drop(self, receipt: str) -> None:
         """The worker does not hold it any more."""
-        slot = self._places.pop(receipt, None)
-        if slot is not None:
-            _LENGTH.pack_into(self._memory, _TABLE + slot * _SLOT, 0)
-            self._free.append(slot)
+        place = self._places.pop(receipt, None)
+        if place is not None:
+            self._memory[place : place + _LENGTH.size] = _NOTHING
+            self._free.append(place)
 
     def receipts(self) -> list[str]:
         """All that the worker holds, as far as there was room."""
-        found = [self._text(_TABLE + slot * _SLOT) for slot in range(self._slots)]
+        found = [self._text(place) for place in self._all]
         return [receipt for receipt in found if receipt]
 
     def _write(self, offset: int, data: bytes) -> None:

@@ -118,6 +118,23 @@ async def test_a_message_that_was_lost_once_is_no_suspect(app: AQueue, start_wor
     assert [await result.get(10) for result in results] == [2] * 3
 
 
+@pytest.mark.parametrize("kind", ["memory", "redis"], indirect=True)
+async def test_who_was_never_lost_is_no_suspect_even_if_one_loss_is_too_many(
+    make_app: MakeApp, start_worker: StartWorker
+) -> None:
+    together = asyncio.Barrier(3)
+    async with make_app(max_deliveries=1) as app:
+
+        @app.task
+        async def first() -> None:
+            await together.wait()
+
+        results = [await first.send() for _ in range(3)]
+        await start_worker(app)
+        for result in results:
+            await result.get(10)
+
+
 @pytest.mark.parametrize("kind", ["rabbitmq"], indirect=True)
 async def test_where_a_lost_link_counts_two_losses_are_not_suspicious(
     make_app: MakeApp, start_worker: StartWorker
