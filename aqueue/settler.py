@@ -99,8 +99,9 @@ class Settler:
                 if record is not None:
                     await self._store.put([record])
                     record = None
-                await self._broker.publish(messages)
-                messages = ()
+                if messages:
+                    await self._broker.publish(messages)
+                    messages = ()
             except EnqueueUnknown as error:
                 logger.error("a retry may have been sent or not, and is not sent again: %s", error)
                 return

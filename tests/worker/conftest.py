@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,3 +51,24 @@ async def start_worker() -> AsyncIterator[StartWorker]:
             return await stack.enter_async_context(running(app, **options))
 
         yield start
+
+
+# --- workers as processes ---
+
+
+@pytest_asyncio.fixture
+async def client(url: Url) -> AsyncIterator[AQueue]:
+    """Sends to worker processes whose lease is a second, too."""
+    async with AQueue("client", broker=url.reveal(), settings=Settings(lease=1.0)) as app:
+        yield app
+
+
+@pytest.fixture
+def ran(tmp_path: Path) -> Callable[[], list[str]]:
+    """What tasks of worker processes have noted in the file ``ran``, line by line."""
+
+    def lines() -> list[str]:
+        file = tmp_path / "ran"
+        return file.read_text().splitlines() if file.exists() else []
+
+    return lines

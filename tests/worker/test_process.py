@@ -5,13 +5,12 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
-from aqueue import AQueue, Settings, TaskFailed
+from aqueue import AQueue, TaskFailed
 from aqueue.url import Url
 from tests.kit.waiting import until
 from tests.kit.workers import WorkerProcess
@@ -95,21 +94,6 @@ def spawn(tmp_path: Path, url: Url) -> Iterator[Spawn]:
     yield start
     for worker in spawned:
         worker.process.stop()
-
-
-@pytest_asyncio.fixture
-async def client(url: Url) -> AsyncIterator[AQueue]:
-    async with AQueue("client", broker=url.reveal(), settings=Settings(lease=1.0)) as app:
-        yield app
-
-
-@pytest.fixture
-def ran(tmp_path: Path) -> Callable[[], list[str]]:
-    def lines() -> list[str]:
-        file = tmp_path / "ran"
-        return file.read_text().splitlines() if file.exists() else []
-
-    return lines
 
 
 async def test_several_workers_share_a_queue_and_each_task_runs_once(

@@ -4,13 +4,12 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
-from aqueue import AQueue, Settings
+from aqueue import AQueue
 from aqueue.broker import Ack
 from aqueue.url import Url
 from tests.kit.busy import length_for
@@ -91,21 +90,6 @@ def spawn(tmp_path: Path, url: Url) -> Iterator[Spawn]:
     yield start
     for worker in spawned:
         worker.process.stop(5)
-
-
-@pytest_asyncio.fixture
-async def client(url: Url) -> AsyncIterator[AQueue]:
-    async with AQueue("client", broker=url.reveal(), settings=Settings(lease=1.0)) as app:
-        yield app
-
-
-@pytest.fixture
-def ran(tmp_path: Path) -> Callable[[], list[str]]:
-    def lines() -> list[str]:
-        file = tmp_path / "ran"
-        return file.read_text().splitlines() if file.exists() else []
-
-    return lines
 
 
 def gone(pid: int) -> bool:
